@@ -1,0 +1,114 @@
+"""Denoisers from denoisers: guidance, windows over large volumes, 2D models over 3D volumes, ensembles."""
+
+from collections.abc import Sequence
+from itertools import product
+from operator import itemgetter
+
+import torch
+from torch import Tensor
+
+from meddiff.diffusion.denoiser import Condition, Denoiser
+from meddiff.errors import ConfigError
+
+
+def guided(
+    denoise: Denoiser,
+    weight: float,  # 1 leaves the condition as it is, 0 drops it, above 1 exaggerates it
+    without: Condition | None = None,  # the condition to move away from; none at all unless given
+) -> Denoiser:
+    """Classifier-free guidance (Ho and Salimans 2022, eq. 6, in D): two evaluations for one."""
+
+    def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        if cond is None or weight == 1:
+            return denoise(x, sigma, cond)
+        base = denoise(x, sigma, without)
+        return torch.lerp(base, denoise(x, sigma, cond), weight)
+
+    return denoiser
+
+
+def averaged(denoisers: Sequence[Denoiser]) -> Denoiser:
+    """The mean of several denoisers: of an ensemble, or of one denoiser seen from several orientations."""
+    if not denoisers:
+        raise ConfigError("averaged() needs at least one denoiser; found none.")
+
+    def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        return torch.stack([d(x, sigma, cond) for d in denoisers]).mean(0)
+
+    return denoiser
+
+
+def slicewise(denoise: Denoiser, axis: int) -> Denoiser:
+    """A 3D denoiser from a 2D one, over the slices along spatial axis 0, 1 or 2 of x (B, C, I, J, K)."""
+
+    def fold(v: Tensor) -> Tensor:
+        return v.movedim(2 + axis, 1).flatten(0, 1)  # (B * slices, C, *in_plane)
+
+    def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        slices = x.shape[2 + axis]
+        if cond is not None:
+            image = None if cond.image is None else fold(cond.image)
+            rest = cond.map(lambda v: v.repeat_interleave(slices, 0))
+            cond = Condition(image, rest.label, rest.covariates)
+        level = sigma if sigma.ndim == 0 else sigma.repeat_interleave(slices)
+        return denoise(fold(x), level, cond).unflatten(0, (len(x), slices)).movedim(1, 2 + axis)
+
+    return denoiser
+
+
+def windowed(
+    denoise: Denoiser,  # local: what is a quarter of `overlap` away must not matter to it, for the result to be exact
+    patch: Sequence[int],  # voxels per axis
+    overlap: Sequence[int],  # voxels shared by neighbours, per axis
+) -> Denoiser:
+    """A denoiser of any size from one that sees `patch` voxels, blended inside every step, so that no seam is left.
+
+    The outer quarter of each overlap is left to the neighbour and the middle half is blended linearly. An axis that is
+    not larger than the patch is taken whole.
+    """
+    patch, overlap = tuple(patch), tuple(overlap)
+    if len(patch) != len(overlap) or any(not 0 <= o < p for p, o in zip(patch, overlap, strict=True)):
+        raise ConfigError(
+            f"windowed() needs 0 <= overlap < patch on every axis; found overlap {overlap}, patch {patch}."
+        )
+
+    def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        spatial = x.shape[2:]
+        if len(spatial) != len(patch):
+            raise ConfigError(f"windowed() has a patch of {len(patch)} axes, the image has {len(spatial)}.")
+        axes = [_windows(n, p, o, x) for n, p, o in zip(spatial, patch, overlap, strict=True)]
+        total, weights = torch.zeros_like(x), x.new_zeros(spatial)
+        for windows in product(*axes):
+            place = (slice(None), slice(None), *(where for where, _ in windows))
+            weight = windows[0][1]
+            for _, along in windows[1:]:
+                weight = weight[..., None] * along
+            here = None if cond is None else cond.map_image(itemgetter(place))
+            total[place] += weight * denoise(x[place], sigma, here)
+            weights[place[2:]] += weight
+        return total / weights
+
+    return denoiser
+
+
+def _windows(size: int, patch: int, overlap: int, like: Tensor) -> list[tuple[slice, Tensor]]:
+    """The windows along one axis, each with its weights (patch,): 1 inside, a ramp to 0 where a neighbour takes over."""
+    if size <= patch:
+        return [(slice(0, size), like.new_ones(size))]
+    count = -(-(size - overlap) // (patch - overlap))
+    starts = [round(i * (size - patch) / (count - 1)) for i in range(count)]
+    position = torch.arange(patch, device=like.device, dtype=like.dtype) + 0.5
+    windows = []
+    for i, start in enumerate(starts):
+        weight = like.new_ones(patch)
+        if i > 0:
+            weight = torch.minimum(weight, _ramp(position, starts[i - 1] + patch - start))
+        if i < count - 1:
+            weight = torch.minimum(weight, _ramp(patch - position, start + patch - starts[i + 1]))
+        windows.append((slice(start, start + patch), weight))
+    return windows
+
+
+def _ramp(depth: Tensor, overlap: int) -> Tensor:
+    """0 in the outer quarter of the overlap, 1 beyond three quarters, linear between; 1 where nothing is shared."""
+    return ((depth - overlap / 4) / (overlap / 2)).clamp(0, 1) if overlap > 0 else torch.ones_like(depth)

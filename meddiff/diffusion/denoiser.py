@@ -1,0 +1,141 @@
+"""The one idea: a model is a denoiser, `D(x, sigma, cond) = E[x0 | x0 + sigma * eps = x, cond]`.
+
+`Preconditioned` makes one of any network, whatever that network was trained to predict.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from meddiff.diffusion.sigmas import Timesteps
+from meddiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a sample is asked to agree with; every part is optional.
+
+    image       (B, Ci, *spatial)  channels beside x: a degraded scan, a mask
+    label       (B,) int64         class; -1 where unknown, or dropped for guidance
+    covariates  (B, V) float       age, spacing, ...; NaN where unknown
+    """
+
+    image: Tensor | None = None
+    label: Tensor | None = None
+    covariates: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        """The condition with `change` applied to every part that is there."""
+        return Condition(*(None if v is None else change(v) for v in (getattr(self, f.name) for f in fields(self))))
+
+    def map_image(self, change: Callable[[Tensor], Tensor]) -> "Condition":
+        """The condition with `change` applied to its image channels only."""
+        return self if self.image is None else Condition(change(self.image), self.label, self.covariates)
+
+
+class Denoiser(Protocol):
+    """Posterior mean of a signal under Gaussian noise, E[x0 | x, sigma, cond].
+
+    x      (B, C, *spatial)   x0 + sigma * eps, model units
+    sigma  () or (B,)         noise standard deviation, same units as x
+    cond   None or Condition  image channels, class, covariates
+    """
+
+    def __call__(self, x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor: ...
+
+
+class Network(Protocol):
+    """What a denoiser wraps: `F(c_in * x, c_noise, cond)`, of the shape of x."""
+
+    def __call__(self, x: Tensor, c_noise: Tensor, cond: Condition | None = None) -> Tensor: ...
+
+
+class Row(NamedTuple):
+    """One row of the table: `D = c_skip * x + c_out * F(c_in * x, c_noise, cond)`."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def _edm(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+    norm = (sigma**2 + sigma_data**2).sqrt()
+    return Row(sigma_data**2 / norm**2, sigma * sigma_data / norm, 1 / norm, sigma.log() / 4)
+
+
+def _eps(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+    return Row(torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt(), timesteps.of_sigma(sigma))
+
+
+def _v(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+    root_a = (1 + sigma**2).rsqrt()
+    return Row(root_a**2, -sigma * root_a, root_a, timesteps.of_sigma(sigma))
+
+
+def _x0(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+    return Row(torch.zeros_like(sigma), torch.ones_like(sigma), (1 + sigma**2).rsqrt(), timesteps.of_sigma(sigma))
+
+
+def _flow(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+    t = sigma / (1 + sigma)
+    return Row(1 - t, -t, 1 - t, t)
+
+
+def _monai_rflow(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+    t = sigma / (1 + sigma)
+    return Row(1 - t, t, 1 - t, 1000 * t)
+
+
+PARAMETERIZATIONS: dict[str, Callable[[Tensor, float, Timesteps], Row]] = {
+    "edm": _edm,  # EDM residual, Karras et al. 2022, table 1
+    "eps": _eps,  # noise of the variance-preserving process, Ho et al. 2020
+    "v": _v,  # Salimans and Ho 2022, section 4
+    "x0": _x0,  # the image itself
+    "flow": _flow,  # eps - x0, rectified flow, Liu et al. 2023
+    "monai_rflow": _monai_rflow,  # x0 - eps, the sign and time of MONAI's RFlowScheduler
+}
+
+
+class Preconditioned(nn.Module):
+    """A denoiser from a network and the name of what that network predicts."""
+
+    def __init__(
+        self,
+        network: nn.Module,  # a Network
+        parameterization: str = "edm",  # a row of PARAMETERIZATIONS
+        sigma_data: float = 0.5,  # standard deviation of x0; used by the "edm" row only
+        timesteps: Timesteps
+        | None = None,  # the table of a variance-preserving process; DDPM's linear one unless given
+    ) -> None:
+        super().__init__()
+        if parameterization not in PARAMETERIZATIONS:
+            raise ConfigError(
+                f"diffusion.parameterization: {parameterization!r} is unknown; "
+                f"choose one of {', '.join(PARAMETERIZATIONS)}."
+            )
+        self.network = network
+        self.parameterization = parameterization
+        self.sigma_data = sigma_data
+        self.timesteps = timesteps if timesteps is not None else Timesteps.ddpm_linear()
+
+    def row(self, sigma: Tensor, x: Tensor) -> Row:
+        """The four coefficients at `sigma`, () or (B,), shaped to multiply `x`; c_noise keeps the shape of sigma."""
+        row = PARAMETERIZATIONS[self.parameterization](sigma.to(x), self.sigma_data, self.timesteps)
+        if sigma.ndim == 0:
+            return row
+        wide = (-1, *[1] * (x.ndim - 1))
+        return Row(row.c_skip.view(wide), row.c_out.view(wide), row.c_in.view(wide), row.c_noise)
+
+    def forward(self, x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        """`E[x0 | x]`, of the shape and dtype of x."""
+        row = self.row(sigma, x)
+        return torch.addcmul(row.c_skip * x, row.c_out, self.network(row.c_in * x, row.c_noise, cond).to(x.dtype))
+
+    def target(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """What the network should have said for `D(x, sigma) = x0`; the one training target of every row."""
+        row = self.row(sigma, x)
+        return (x0 - row.c_skip * x) / row.c_out

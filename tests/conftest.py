@@ -1,0 +1,13 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    """The same floating-point sums whatever machine the tests run on."""
+    torch.set_num_threads(2)

@@ -1,0 +1,61 @@
+"""Denoisers known in closed form: what a sampler does to them is known without training anything."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def _wide(sigma: Tensor, x: Tensor) -> Tensor:
+    return sigma.to(x).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def gaussian(mean: float = 0.0, std: float = 0.5):
+    """The denoiser of independent N(mean, std^2) voxels."""
+
+    def denoise(x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        s = _wide(sigma, x)
+        return (std**2 * x + s**2 * mean) / (std**2 + s**2)
+
+    return denoise
+
+
+def gaussian_flow(x: Tensor, start: float, end: float, mean: float = 0.0, std: float = 0.5) -> Tensor:
+    """The exact solution of the probability-flow ODE of `gaussian` from sigma `start` to `end`."""
+    return mean + (x - mean) * ((std**2 + end**2) / (std**2 + start**2)) ** 0.5
+
+
+def mixture(means: Sequence[float], std: float):
+    """The denoiser of independent voxels from an even mixture of N(m, std^2)."""
+    centres = torch.tensor(means, dtype=torch.float64)
+
+    def denoise(x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        s = _wide(sigma, x)[..., None]
+        m = centres.to(x)
+        total = std**2 + s**2
+        weight = (-((x[..., None] - m) ** 2) / (2 * total)).softmax(-1)
+        return (weight * (std**2 * x[..., None] + s**2 * m) / total).sum(-1)
+
+    return denoise
+
+
+def finite(data: Tensor):
+    """The denoiser of a uniform draw from the images `data` (N, C, *spatial): a softmax over them."""
+
+    def denoise(x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        points = data.to(x).flatten(1)
+        distance = torch.cdist(x.flatten(1), points, compute_mode="donot_use_mm_for_euclid_dist").square()
+        weight = (-distance / (2 * sigma.to(x).reshape(-1, 1) ** 2)).softmax(1)
+        return (weight @ points).reshape(x.shape)
+
+    return denoise
+
+
+def categorical(probabilities: Tensor):
+    """The denoiser of one-hot labels drawn voxel by voxel with `probabilities` (C,); x is (B, C, *spatial)."""
+
+    def denoise(x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        prior = probabilities.to(x).log().reshape(1, -1, *[1] * (x.ndim - 2))
+        return (prior + x / _wide(sigma, x) ** 2).softmax(1)
+
+    return denoise
