@@ -7,6 +7,7 @@ Each walks `zip(sigmas[:-1], sigmas[1:])`, so the grid and the steps cannot disa
     on_step     called after each step as on_step(i, x, d): the state, and the denoised image the step used
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from math import log
 
@@ -23,7 +24,7 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 def _steps(sigmas: Tensor, x: Tensor) -> list[tuple[int, Tensor, float, float]]:
     """Each step as (i, sigma as a tensor for the denoiser, sigma, next sigma)."""
     levels = sigmas.tolist()
-    if any(b >= a for a, b in zip(levels, levels[1:], strict=False)) or levels[-1] < 0:
+    if any(b >= a for a, b in itertools.pairwise(levels)) or levels[-1] < 0:
         raise ConfigError(f"A sampler needs strictly decreasing sigmas that end at 0 or above; found {levels}.")
     on_device = sigmas.to(x)
     return [(i, on_device[i], levels[i], levels[i + 1]) for i in range(len(levels) - 1)]

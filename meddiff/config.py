@@ -1,0 +1,309 @@
+"""The typed settings of a run: YAML <-> objects. An unknown key is an error that names the nearest one.
+
+A config never executes code and imports nothing: it is plain YAML, read by the safe loader.
+"""
+
+import difflib
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from meddiff.errors import ConfigError
+
+
+class Settings(BaseModel):
+    """Base of all sections: immutable, and closed to keys it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Window(Settings):
+    """Fixed limits in the image's own unit, for instance HU: `low` becomes -1 and `high` becomes 1."""
+
+    kind: Literal["window"] = "window"
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Window":
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high; found low {self.low:g}, high {self.high:g}")
+        return self
+
+
+class Percentile(Settings):
+    """Limits from each volume's own percentiles, for images without a unit such as MR."""
+
+    kind: Literal["percentile"] = "percentile"
+    low: float = Field(0.0, ge=0, lt=100)
+    high: float = Field(99.5, gt=0, le=100)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Percentile":
+        if not self.low < self.high:
+            raise ValueError(f"low must be below high; found low {self.low:g}, high {self.high:g}")
+        return self
+
+
+class Augment(Settings):
+    """Random changes of the training images; what is learned is the distribution after them."""
+
+    flip: bool = False  # left to right, half of the time
+    rotate_deg: float = Field(0.0, ge=0, le=180)  # uniform within plus or minus; in plane for 2D
+    zoom: float = Field(0.0, ge=0, lt=1)  # relative size, uniform within 1 plus or minus
+    shift_mm: float = Field(0.0, ge=0)  # per axis, uniform within plus or minus
+
+
+class DataConfig(Settings):
+    """Which images, on which grid, in which units."""
+
+    manifest: Path  # of `meddiff scan`; relative to the working directory
+    modality: str | None = None  # which image of a case; needed only where cases have several
+    spacing_mm: tuple[Annotated[float, Field(gt=0)], ...]  # per axis; two for slices keep the distance between slices
+    size: tuple[Annotated[int, Field(ge=1)], ...]  # voxels the network is trained on, per axis
+    axis: Literal["sagittal", "coronal", "axial"] = "axial"  # what a 2D slice is perpendicular to, in patient axes
+    intensity: Window | Percentile = Field(Percentile(), discriminator="kind")
+    min_foreground: float = Field(
+        0.05, ge=0, lt=1
+    )  # slices with a smaller share of voxels above background are left out
+    crop: Literal["centre", "random"] | None = None  # unless given: centre for slices, random for volumes
+    augment: Augment = Augment()
+    cache: Path | None = None  # preprocessed volumes; the user's cache folder unless given
+    workers: int = Field(0, ge=0)  # loader processes
+
+
+class NetworkConfig(Settings):
+    """The U-Net."""
+
+    spatial_dims: Literal[2, 3]
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)  # per level, finest first
+    blocks: int = Field(2, ge=1)  # residual blocks per level
+    attention: tuple[bool, ...] | None = None  # per level; none unless given
+    head_channels: int = Field(32, ge=1)  # channels of one attention head
+    norm_groups: int = Field(8, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
+    patch: int = Field(1, ge=1)  # the network works on patches of this many voxels an axis: faster, coarser
+
+    @model_validator(mode="after")
+    def _divides(self) -> "NetworkConfig":
+        for level, width in enumerate(self.channels):
+            if width % self.norm_groups:
+                nearest = max(self.norm_groups, round(width / self.norm_groups) * self.norm_groups)
+                raise ValueError(
+                    f"channels[{level}] = {width} does not divide by norm_groups = {self.norm_groups}; "
+                    f"use {nearest}, or norm_groups that divides {width}"
+                )
+            if self.attention and level < len(self.attention) and self.attention[level] and width % self.head_channels:
+                raise ValueError(
+                    f"channels[{level}] = {width} has attention and does not divide by head_channels = "
+                    f"{self.head_channels}; use a head_channels that divides {width}"
+                )
+        if self.attention is not None and len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"attention needs one value per level: channels has {len(self.channels)}, attention {len(self.attention)}"
+            )
+        return self
+
+
+class LogNormal(Settings):
+    """ln(sigma) normal (Karras et al. 2022)."""
+
+    kind: Literal["lognormal"] = "lognormal"
+    mean: float = -1.2
+    std: float = Field(1.2, gt=0)
+
+
+class UniformT(Settings):
+    """The time of the cosine schedule uniform (Nichol and Dhariwal 2021)."""
+
+    kind: Literal["uniform_t"]
+    sigma_min: float = Field(0.002, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+
+
+class LogitNormal(Settings):
+    """The logit of a rectified flow's time normal (Esser et al. 2024)."""
+
+    kind: Literal["logit_normal"]
+    mean: float = 0.0
+    std: float = Field(1.0, gt=0)
+
+
+class DiffusionConfig(Settings):
+    """What the network predicts, and the noise it is trained on."""
+
+    parameterization: Literal["edm", "eps", "v", "x0", "flow", "monai_rflow"] = "edm"
+    sigma_data: float | Literal["auto"] = "auto"  # standard deviation of the training images; "auto" measures it
+    noise: Literal["gaussian", "uniform", "simplex"] = "gaussian"
+    training: LogNormal | UniformT | LogitNormal = Field(LogNormal(), discriminator="kind")
+
+
+class TrainConfig(Settings):
+    """Optimisation."""
+
+    steps: int = Field(ge=1)  # optimiser steps, the whole length of the run
+    batch: int = Field(16, ge=1)  # images per optimiser step, over all accumulation
+    accumulate: int = Field(1, ge=1)  # forward and backward passes per optimiser step; divides batch
+    lr: float = Field(3e-4, gt=0)
+    warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)  # of the gradient's norm
+    ema: float = Field(0.999, ge=0, lt=1)  # decay of the weights' moving average, per optimiser step
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    seed: int = 0
+    device: str = "auto"  # cuda, mps, cpu; "auto" takes the first there is
+    checkpoint_every: int = Field(500, ge=1)  # steps
+    validate_every: int = Field(500, ge=1)  # steps
+    preview_every: int = Field(500, ge=1)  # steps
+
+    @model_validator(mode="after")
+    def _accumulates(self) -> "TrainConfig":
+        if self.batch % self.accumulate:
+            raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
+        return self
+
+
+class SampleConfig(Settings):
+    """How samples are drawn."""
+
+    sampler: Literal["euler", "heun", "dpmpp_2m", "ancestral"] = "dpmpp_2m"
+    steps: int = Field(16, ge=1)  # network evaluations
+    grid: Literal["karras", "ddpm_linear", "cosine", "flow"] = "karras"
+    sigma_min: float = Field(0.01, gt=0)
+    sigma_max: float = Field(80.0, gt=0)
+    batch: int = Field(16, ge=1)  # samples side by side; does not change them
+    precision: Literal["fp32", "bf16"] = (
+        "fp32"  # of the network; in bf16 a sample depends on its batch in the third digit
+    )
+    overlap: Annotated[int, Field(ge=0)] = 16  # voxels that windows share, where a sample is larger than data.size
+
+
+class EvaluateConfig(Settings):
+    """How a set of samples is compared with held-out images."""
+
+    n: int = Field(256, ge=2)  # samples, and at most that many real images
+    projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
+
+
+class Config(Settings):
+    """One run, whole."""
+
+    task: Literal["synthesis"]
+    data: DataConfig
+    network: NetworkConfig
+    diffusion: DiffusionConfig = DiffusionConfig()
+    train: TrainConfig
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        dims, data, network = self.network.spatial_dims, self.data, self.network
+        if len(data.size) != dims:
+            raise ValueError(f"data.size has {len(data.size)} axes, network.spatial_dims is {dims}; give {dims} sizes")
+        if len(data.spacing_mm) not in (dims, 3):
+            raise ValueError(f"data.spacing_mm has {len(data.spacing_mm)} values; give {dims} of them")
+        smallest = network.patch * 2 ** (len(network.channels) - 1)
+        if min(data.size) < smallest:
+            raise ValueError(
+                f"data.size = {list(data.size)} is too small for {len(network.channels)} levels of network.channels: "
+                f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
+            )
+        if self.sample.sigma_min >= self.sample.sigma_max:
+            raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
+        return self
+
+    def dump(self) -> str:
+        """The config as YAML, every default written out."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
+    """The config of a YAML file, with `a.b=c` overrides applied; ConfigError for whatever is wrong, all of it at once."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(
+            f"{path}: cannot be read ({e}). Give the path of a YAML config, for instance configs/synthesis_2d_ct.yaml."
+        ) from e
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"{path}: is not valid YAML ({e}).") from e
+    if not isinstance(tree, dict):
+        raise ConfigError(
+            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {tree!r:.60}."
+        )
+    for override in overrides:
+        _override(tree, override)
+    return parse_config(tree, str(path))
+
+
+def parse_config(tree: dict[str, Any], where: str) -> Config:
+    """The config of a tree of plain values; `where` names it in errors."""
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as e:
+        raise ConfigError("\n".join(f"{where}: {_explain(error)}" for error in e.errors())) from e
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    name, separator, value = override.partition("=")
+    if not separator or not name:
+        raise ConfigError(f"--set {override!r}: expected a key and a value, for instance --set train.steps=2000.")
+    *parents, last = name.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"--set {override!r}: {parent} holds a value, not a section.")
+    try:
+        tree[last] = yaml.safe_load(value)
+    except yaml.YAMLError as e:
+        raise ConfigError(f"--set {override!r}: the value is not valid YAML ({e}).") from e
+
+
+def _explain(error: Any) -> str:
+    """One line of a validation error: which key, what was found, what was expected, and the nearest known key."""
+    # a discriminated union puts the chosen kind into the path; it is not a key of the file
+    kinds = {"window", "percentile", "lognormal", "uniform_t", "logit_normal"}
+    location = [part for part in error["loc"] if part not in kinds]
+    key = ".".join(str(part) for part in location) or "the config"
+    if error["type"] == "extra_forbidden":
+        known = _keys_beside(error["loc"])
+        nearest = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+        return f"unknown key {key}; " + (
+            f"did you mean {nearest[0]}?" if nearest else f"known keys: {', '.join(known)}."
+        )
+    if error["type"] == "missing":
+        return f"{key} is missing; add it."
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{key}: {message}." if location else f"{message}."
+    return f"{key}: {message[0].lower()}{message[1:]}; found {error['input']!r}."
+
+
+def _keys_beside(location: Sequence[str | int]) -> list[str]:
+    """The keys a section knows, for the location of an unknown key in it."""
+    models: list[type[BaseModel]] = [Config]
+    for part in location[:-1]:
+        inner = [
+            m
+            for model in models
+            if part in model.model_fields
+            for m in _models(model.model_fields[str(part)].annotation)
+        ]
+        models = inner or [
+            m for m in models if "kind" in m.model_fields and part in get_args(m.model_fields["kind"].annotation)
+        ]
+    return [key for model in models for key in model.model_fields]
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [m for arg in get_args(annotation) for m in _models(arg)]
+    return [annotation] if isinstance(annotation, type) and issubclass(annotation, BaseModel) else []

@@ -1,0 +1,78 @@
+"""What the scan learns from one file: its digest, its grid, and the values of a label map."""
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from meddiff.data.files import digest_file
+from meddiff.errors import MeddiffError
+from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.nifti import nifti_geometry, read_nifti
+
+Role = Literal["plain", "image", "label"]  # plain: the digest is all; its layout has read the header
+MOST_LABELS = 16  # an integer image with no more distinct values than this is taken for a label map
+LABEL_SHRINKS = 0.1  # gzip makes a label map at least ten times smaller, a scan two to four times
+ALWAYS_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of one file; `error` says why there are no others."""
+
+    sha256: str = ""
+    geometry: Geometry | None = None
+    values: frozenset[int] | None = None  # of a label map, or of an image that looks like one
+    reason: str = ""
+    error: str = ""
+
+
+def gather(roles: Mapping[Path, Role], progress: Callable[[int, int], None] | None = None) -> dict[Path, Facts]:
+    """Facts of every file, read by a few threads, in the order of `roles`; `progress` is told (done, total)."""
+    facts = {}
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        for path, fact in zip(roles, pool.map(_one, roles, roles.values()), strict=True):
+            facts[path] = fact
+            if progress:
+                progress(len(facts), len(roles))
+    return facts
+
+
+def _one(path: Path, role: Role) -> Facts:
+    try:
+        sha256 = digest_file(path)
+        if role == "plain":
+            return Facts(sha256)
+        if role == "label":
+            label = read_nifti(path, label=True, modality="SEG")
+            return Facts(sha256, label.geometry, _values(label.array))
+        geometry, stored = nifti_geometry(path)
+        return Facts(sha256, geometry, _label_values(path, geometry, stored))
+    except (MeddiffError, OSError) as error:
+        return Facts(reason="label-unreadable" if role == "label" else "unreadable", error=str(error))
+
+
+def _label_values(path: Path, geometry: Geometry, stored: np.dtype) -> frozenset[int] | None:
+    """The values of an image that looks like a label map; None for any other. Reads voxels only where it may be one."""
+    if stored.kind not in "iu":
+        return None
+    size = path.stat().st_size
+    if size > ALWAYS_READ_BYTES and path.suffix == ".gz" and size > LABEL_SHRINKS * _bytes(geometry, stored):
+        return None
+    array = read_nifti(path).array
+    if not np.array_equal(array, np.rint(array)):  # scl_slope made intensities of the integers
+        return None
+    values = _values(array)
+    return values if len(values) <= MOST_LABELS else None
+
+
+def _bytes(geometry: Geometry, stored: np.dtype) -> int:
+    return int(np.prod(geometry.shape)) * stored.itemsize
+
+
+def _values(array: np.ndarray) -> frozenset[int]:
+    return frozenset(int(value) for value in np.unique(array))

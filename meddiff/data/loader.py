@@ -1,0 +1,134 @@
+"""Manifest + transforms + store -> batches. What step k sees is a function of the seed and k alone."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.transforms import Compose
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from meddiff.config import DataConfig
+from meddiff.data.manifest import Case, Manifest
+from meddiff.data.store import BACKGROUND, Entry, Store
+from meddiff.data.transforms import AXES, augmentation
+from meddiff.errors import ManifestError
+from meddiff.seeds import derive
+
+REDRAWS = 8  # random patches tried for one with enough foreground
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to train on: a slice of a case, or a case to take patches from."""
+
+    case: int
+    slice: int | None
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One place in a batch: which item, and the seed of everything random about it."""
+
+    item: int
+    seed: int
+
+
+class Images(Dataset):
+    """The slices (2D) or volumes (3D) of some cases, in model units, cut or padded to `data.size`."""
+
+    def __init__(
+        self, manifest: Manifest, cases: Sequence[Case], data: DataConfig, dims: int, entries: Sequence[Entry]
+    ) -> None:
+        self.cases, self.data, self.dims, self.entries = tuple(cases), data, dims, tuple(entries)
+        self.store = Store(data)
+        self.augment: Compose | None = augmentation(data, dims)
+        self.random_crop = (data.crop or ("random" if dims == 3 else "centre")) == "random"
+        self.items = [item for i, entry in enumerate(entries) for item in self._items(i, entry)]
+        if not self.items:
+            raise ManifestError(
+                f"{manifest.folder}: none of {len(self.cases)} cases has a slice with more than {data.min_foreground:.0%} "
+                "foreground; lower data.min_foreground, or check data.intensity (is its window right for these images?)."
+            )
+
+    def _items(self, case: int, entry: Entry) -> list[Item]:
+        if self.dims == 3:
+            return [Item(case, None)]
+        return [Item(case, k) for k, share in enumerate(entry.foreground) if share >= self.data.min_foreground]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor | str]:
+        image = self.image(draw.item, draw.seed)
+        if self.augment is not None:
+            self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
+            image = torch.as_tensor(self.augment({"image": image})["image"])
+        return {"image": image, "case": self.cases[self.items[draw.item].case].case}
+
+    def image(self, index: int, seed: int) -> Tensor:
+        """Item `index` without augmentation, (1, *size) float32; the seed places a random patch."""
+        item = self.items[index]
+        array = self.store.array(self.cases[item.case])
+        if item.slice is not None:
+            array = array.take(item.slice, axis=AXES[self.data.axis])
+        if not self.random_crop:
+            return _cut(array, self.data.size, [(n - s) // 2 for n, s in zip(array.shape, self.data.size, strict=True)])
+        return self._patch(array, seed)
+
+    def _patch(self, array: np.ndarray, seed: int) -> Tensor:
+        """A random patch, drawn again while it holds too little foreground."""
+        rng = np.random.default_rng(derive(seed, "crop"))
+        for _ in range(REDRAWS):
+            room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
+            patch = _cut(array, self.data.size, [int(rng.integers(0, r + 1)) if r > 0 else r // 2 for r in room])
+            if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
+                break
+        return patch
+
+
+def _cut(array: np.ndarray, size: Sequence[int], start: Sequence[int]) -> Tensor:
+    """`size` voxels from `start`, which may lie outside: what is outside is background."""
+    inside = tuple(slice(max(a, 0), a + s) for a, s in zip(start, size, strict=True))
+    patch = np.asarray(array[inside], dtype=np.float32)
+    before = [max(-a, 0) for a in start]
+    pad = [(b, s - b - n) for b, s, n in zip(before, size, patch.shape, strict=True)]
+    return torch.from_numpy(np.ascontiguousarray(np.pad(patch, pad, constant_values=-1.0)))[None]
+
+
+class Steps(Sampler[list[Draw]]):
+    """The batches of the steps `start` to `stop`: item p of the run is item p mod n of a shuffle of its own epoch."""
+
+    def __init__(self, items: int, batch: int, start: int, stop: int, seed: int) -> None:
+        self.items, self.batch, self.start, self.stop, self.seed = items, batch, start, stop, seed
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, order = -1, np.empty(0, dtype=int)
+        for step in range(self.start, self.stop):
+            draws = []
+            for position in range(step * self.batch, (step + 1) * self.batch):
+                if position // self.items != epoch:
+                    epoch = position // self.items
+                    order = np.random.default_rng(derive(self.seed, "order", epoch)).permutation(self.items)
+                draws.append(Draw(int(order[position % self.items]), derive(self.seed, "item", position)))
+            yield draws
+
+
+def training_loader(images: Images, batch: int, start: int, stop: int, seed: int) -> DataLoader:
+    """Batches {"image": (B, 1, *size), "case": [name]} for the steps `start` to `stop`."""
+    return DataLoader(
+        images,
+        batch_sampler=Steps(len(images), batch, start, stop, seed),
+        num_workers=images.data.workers,
+        persistent_workers=images.data.workers > 0,
+    )
+
+
+def fixed(images: Images, most: int) -> Tensor:
+    """At most `most` images spread evenly over the items, (n, 1, *size); the same ones each time, without augmentation."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+    return torch.stack([images.image(i, derive(0, "fixed", i)) for i in chosen])

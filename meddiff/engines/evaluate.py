@@ -1,0 +1,56 @@
+"""How near a set of samples is to held-out images, beside how near the training images are: the floor to compare with."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meddiff.config import Config
+from meddiff.data.loader import fixed
+from meddiff.data.manifest import Manifest
+from meddiff.diffusion.denoiser import Preconditioned
+from meddiff.engines.fit import prepare
+from meddiff.engines.predict import draw_samples
+from meddiff.errors import ManifestError
+from meddiff.metrics.distances import nearest, sliced_wasserstein
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Sets of images in model units, (n, 1, *size), and the distances between them."""
+
+    samples: Tensor
+    held_out: Tensor
+    training: Tensor
+    closest: Tensor  # the training image nearest to each sample
+    numbers: dict[str, float]
+
+
+def compare(model: Preconditioned, config: Config, manifest: Manifest, split: str, seed: int) -> Comparison:
+    """Sliced Wasserstein distances of `evaluate.n` samples and as many training images to held-out images of one split.
+
+    All three sets have one size, the smallest of what there is: the distance depends on it.
+    """
+    held_out = fixed(prepare(config, manifest, split), config.evaluate.n)
+    train_images = prepare(config, manifest, "train")
+    n = min(config.evaluate.n, len(held_out), len(train_images))
+    if n < 2:
+        raise ManifestError(f"The split {split} and the training set give {n} images to compare; 2 at least are needed.")
+    held_out, training = held_out[torch.linspace(0, len(held_out) - 1, n).round().long()], fixed(train_images, n)
+    names = [f"evaluate_{i}" for i in range(n)]
+    samples = torch.stack(list(draw_samples(model, config, names, seed))).clamp(-1, 1)
+    projections = config.evaluate.projections
+    to_held_out = sliced_wasserstein(samples, held_out, projections)
+    floor = sliced_wasserstein(training, held_out, projections)
+    everything = fixed(train_images, len(train_images))
+    numbers = {
+        "n": n,
+        "sliced_wasserstein": to_held_out,
+        "sliced_wasserstein_train": floor,
+        "ratio": to_held_out / floor,
+        "mean": float(samples.mean()),
+        "mean_held_out": float(held_out.mean()),
+        "std": float(samples.std()),
+        "std_held_out": float(held_out.std()),
+    }
+    return Comparison(samples, held_out, training, everything[nearest(samples, everything)], numbers)

@@ -1,0 +1,145 @@
+"""From a trained run to samples, and from samples to files. A case's noise comes from (seed, case), never from its batch."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from meddiff.config import Config, SampleConfig
+from meddiff.data.files import digest_file
+from meddiff.data.manifest import Case, Manifest, Source
+from meddiff.diffusion.compose import windowed
+from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
+from meddiff.diffusion.noise import draw
+from meddiff.diffusion.samplers import SAMPLERS, OnStep, grid_steps
+from meddiff.diffusion.sigmas import GRIDS
+from meddiff.engines.card import Card, build_task, versions
+from meddiff.engines.checkpoint import write_atomic
+from meddiff.engines.trainer import autocast
+from meddiff.errors import RunError
+from meddiff.imaging.nifti import write_nifti
+from meddiff.imaging.volume import Volume
+from meddiff.seeds import generator
+
+
+def sigma_grid(sample: SampleConfig) -> Tensor:
+    """The sigmas of a sampling setting; `sample.steps` counts network evaluations."""
+    return GRIDS[sample.grid](grid_steps(sample.sampler, sample.steps), sample.sigma_min, sample.sigma_max)
+
+
+def draw_samples(
+    model: Preconditioned,
+    config: Config,
+    names: Sequence[str],  # of the cases; a case's noise follows from its name
+    seed: int,
+    *,
+    size: Sequence[int] | None = None,  # voxels; larger than data.size is sampled in windows
+    on_step: OnStep | None = None,
+) -> Iterator[Tensor]:
+    """One sample (C, *size) in model units for each name, in order, `sample.batch` of them side by side."""
+    sample = config.sample
+    size = tuple(size or config.data.size)
+    channels = build_task(config).channels
+    device = next(model.parameters()).device
+    denoise: Denoiser = model
+    if any(n > p for n, p in zip(size, config.data.size, strict=True)):
+        patch = config.data.size
+        denoise = windowed(model, patch, [min(sample.overlap, p - 1) for p in patch])
+    sampler = SAMPLERS[sample.sampler]
+    if sample.sampler == "ancestral":
+        sampler = partial(sampler, noise=config.diffusion.noise)
+
+    def mixed(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        with autocast(device, sample.precision):
+            return denoise(x, sigma, cond)
+
+    sigmas = sigma_grid(sample)
+    for first in range(0, len(names), sample.batch):
+        batch = names[first : first + sample.batch]
+        start = draw(config.diffusion.noise, (channels, *size), [generator(seed, "start", name) for name in batch])
+        way = [generator(seed, "way", name) for name in batch]
+        yield from sampler(mixed, sample.sigma_max * start.to(device), sigmas, generators=way, on_step=on_step).cpu()
+
+
+def sample_set(
+    model: Preconditioned,
+    card: Card,
+    config: Config,
+    n: int,
+    folder: Path,
+    seed: int,
+    write: Callable[[Path, Volume], Path],  # writes one image under a stem and returns its path
+    on_case: Callable[[], None] | None = None,
+) -> Manifest:
+    """`n` samples as files, each beside a JSON sidecar, and the manifest of the set.
+
+    Refuses a folder that holds anything but this very set.
+    """
+    settings = {
+        "weights": card.weights,
+        "step": card.step,
+        "seed": seed,
+        "sample": config.sample.model_dump(mode="json", exclude={"batch"}),
+        "evaluations": _evaluations(config.sample),
+        "versions": versions(),
+    }
+    _refuse_other_set(folder, settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    task = build_task(config)
+    names = [f"sample_{i:05d}" for i in range(n)]
+    cases = []
+    for name, sample in zip(names, draw_samples(model, config, names, seed), strict=True):
+        volume = task.outcome(sample, card.space)["image"]
+        path = write(folder / name, volume)
+        sha256 = digest_file(path)
+        sidecar = {"case": name, "file": path.name, "sha256": sha256, "synthetic": True, **settings}
+        write_atomic(folder / f"{name}.json", json.dumps(sidecar, indent=2).encode())
+        if path.name.endswith(".nii.gz"):
+            cases.append(_case(name, path, volume, sha256))
+        if on_case:
+            on_case()
+    manifest = Manifest(tuple(cases), folder.absolute())
+    if cases:
+        manifest.write(folder / "manifest.jsonl")
+    return manifest
+
+
+def write_image(stem: Path, volume: Volume) -> Path:
+    """`stem.nii.gz`."""
+    path = stem.with_name(f"{stem.name}.nii.gz")
+    write_nifti(path, volume)
+    return path
+
+
+def _evaluations(sample: SampleConfig) -> int:
+    n = grid_steps(sample.sampler, sample.steps)
+    return 2 * n - 1 if sample.sampler == "heun" else n
+
+
+def _refuse_other_set(folder: Path, settings: dict) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder}: is a file, a folder is needed. Choose another name with -o.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    for sidecar in sorted(folder.glob("sample_*.json"))[:1]:
+        found = json.loads(sidecar.read_text())
+        if all(found.get(key) == value for key, value in settings.items()):
+            return
+    raise RunError(f"{folder}: holds something else than this set of samples. Choose a new folder with -o.")
+
+
+def _case(name: str, path: Path, volume: Volume, sha256: str) -> Case:
+    grid = volume.geometry
+    return Case(
+        case=name,
+        patient=name,
+        split="train",
+        image=(Source(modality=volume.modality, path=path.name, sha256=sha256),),
+        shape=grid.shape,
+        spacing_mm=grid.spacing_mm,
+        affine=tuple(map(tuple, grid.affine.tolist())),
+        unit=volume.unit,
+        layout="synthetic",
+    )

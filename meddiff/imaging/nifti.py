@@ -1,0 +1,194 @@
+"""NIfTI in and out. What is damaged or contradicts itself is refused; what is written holds no header but our own.
+
+`read_nifti` reads the whole stream, so that a wrong gzip checksum is an error and not a changed voxel.
+"""
+
+import gzip
+import io
+import os
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+
+from meddiff.errors import GeometryError, NiftiError
+from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.volume import Volume
+
+MAX_VOXELS = 2**31  # a header that promises more is refused before anything is inflated
+FORMS_TOLERANCE = 0.01  # voxels by which a corner may differ between sform and qform (float32 quaternions lose about 1e-3)
+MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (taken as mm), metre, millimetre, micrometre
+
+
+def read_nifti(path: str | Path, *, label: bool = False, modality: str = "OT") -> Volume:
+    """A 3D image as float32, or with `label` a label map as integers; a 2D one becomes a single slice.
+
+    Where neither sform nor qform is coded, the header's spacing places the volume, centred on 0. NiftiError for a damaged
+    or truncated file, four axes, colour or complex voxels, voxels that are not finite, an sform that contradicts the
+    qform, and for a label map with values that are not whole.
+    """
+    path = Path(path)
+    raw = _content(path)
+    image = _parse(path, raw)
+    geometry = _geometry(path, image)
+    array = np.asanyarray(image.dataobj).reshape(geometry.shape)
+    if label:
+        whole = np.rint(array)
+        if not np.array_equal(whole, array):
+            raise NiftiError(f"{path}: a label map holds whole numbers; found {float(array[whole != array][0]):g}. Is it an image?")
+        array = whole.astype(np.int32)
+    else:
+        array = array.astype(np.float32)
+        bad = int((~np.isfinite(array)).sum())
+        if bad:
+            raise NiftiError(f"{path}: {bad} of {array.size} voxels are NaN or infinite. Repair the file, or leave it out.")
+    unit = "label" if label else "HU" if modality == "CT" else "a.u."
+    return Volume(array, geometry, modality, unit)
+
+
+def nifti_geometry(path: str | Path) -> tuple[Geometry, np.dtype]:
+    """Grid and stored data type from the header alone; NiftiError as in `read_nifti`."""
+    path = Path(path)
+    image = _parse(path, _content(path, only_header=True))
+    return _geometry(path, image), image.get_data_dtype()
+
+
+def write_nifti(path: str | Path, volume: Volume) -> None:
+    """Write `.nii` or `.nii.gz` with a fresh header: sform and qform (code 1, scanner) in mm, nothing else.
+
+    The qform is left out where the affine has a shear.
+    Images are float32, label maps the smallest unsigned integer type. The same volume gives the same bytes; the file has
+    its name only when it is whole.
+    """
+    path = Path(path)
+    array = volume.array
+    if np.issubdtype(array.dtype, np.integer):
+        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        array = array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
+        array = array.astype(np.int32) if array.dtype.itemsize > 4 else array
+    else:
+        array = array.astype(np.float32)
+    image = nib.Nifti1Image(array, volume.geometry.affine, dtype=array.dtype)
+    image.header.set_xyzt_units("mm")
+    image.set_sform(volume.geometry.affine, code=1)
+    image.set_qform(volume.geometry.affine, code=1)
+    if _apart_mm(volume.geometry, Geometry(volume.geometry.shape, image.get_qform())) > _forms_tolerance_mm(volume.geometry):
+        image.set_qform(None, code=0)  # a quaternion cannot hold a shear
+    content = image.to_bytes()
+    if path.name.endswith(".gz"):
+        content = gzip.compress(content, compresslevel=6, mtime=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+        try:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _content(path: Path, *, only_header: bool = False) -> bytes:
+    """The inflated bytes; no more than the header promises, and all of them, with the gzip checksum verified."""
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            stream = gzip.GzipFile(fileobj=file) if zipped else file
+            head = stream.read(544)
+            end = _promised_end(path, head)
+            if only_header:
+                return head + stream.read(max(end[0] - len(head), 0))
+            content = head + stream.read(end[1] - len(head) + 1)
+            if zipped and len(content) > end[1]:
+                raise NiftiError(f"{path}: inflates to more than the {end[1]} bytes its header promises. Export it again.")
+    except (OSError, EOFError, zlib.error) as error:
+        raise NiftiError(f"{path}: cannot be read whole ({error}). The file is damaged or missing; copy or export it again.") from error
+    if len(content) < end[1]:
+        raise NiftiError(f"{path}: holds {len(content)} bytes, its header promises {end[1]}; it is truncated. Copy it again.")
+    return content[: end[1]]
+
+
+def _promised_end(path: Path, head: bytes) -> tuple[int, int]:
+    """Where the voxels begin and end in the inflated file, from the header alone."""
+    header = _header(path, head)
+    shape = header.get_data_shape()
+    voxels = int(np.prod([int(n) for n in shape], dtype=object))
+    if voxels < 1 or voxels > MAX_VOXELS:
+        raise NiftiError(f"{path}: the header promises {voxels} voxels {shape}; at most {MAX_VOXELS} are read. Is it an image?")
+    start = max(int(header["vox_offset"]), header.single_vox_offset)
+    if start > 2**24:
+        raise NiftiError(f"{path}: the header puts the voxels at byte {start}, behind implausibly long extensions. Export it again.")
+    return start, start + voxels * header.get_data_dtype().itemsize
+
+
+def _header(path: Path, head: bytes) -> nib.Nifti1Header:
+    kinds = (nib.Nifti1Header, nib.Nifti2Header)
+    try:
+        size = int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")
+        if 348 in size and head[344:348] == b"n+1\0":
+            return kinds[0](head[:348], check=False)
+        if 540 in size and head[4:8] == b"n+2\0":
+            return kinds[1](head[:540], check=False)
+    except (HeaderDataError, ValueError) as error:
+        raise NiftiError(f"{path}: the NIfTI header is damaged ({error}). Export the file again.") from error
+    raise NiftiError(f"{path}: is not a single-file NIfTI (.nii, .nii.gz). Convert it, for instance with dcm2niix.")
+
+
+def _parse(path: Path, content: bytes) -> nib.Nifti1Image:
+    kind = nib.Nifti1Image if content[344:348] == b"n+1\0" else nib.Nifti2Image
+    holder = kind.make_file_map({"image": io.BytesIO(content)})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # nibabel warns of header fields that we do not use
+            return kind.from_file_map(holder, mmap=False)
+    except (HeaderDataError, ValueError, OSError) as error:
+        raise NiftiError(f"{path}: the NIfTI header is damaged ({error}). Export the file again.") from error
+
+
+def _geometry(path: Path, image: nib.Nifti1Image) -> Geometry:
+    header = image.header
+    kind = header.get_data_dtype()
+    if kind.fields or kind.kind == "c":
+        what = "colour" if kind.fields else "complex"
+        raise NiftiError(f"{path}: has {what} voxels ({kind}); a scalar image is expected. Convert it to one channel.")
+    shape = list(header.get_data_shape())
+    while len(shape) > 3 and shape[-1] == 1:
+        shape.pop()
+    if len(shape) > 3:
+        raise NiftiError(f"{path}: has {len(shape)} axes {tuple(shape)}; a volume has 3. Split it into one file per volume.")
+    i, j, k = shape + [1] * (3 - len(shape))
+    mm = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
+    if mm is None:
+        raise NiftiError(f"{path}: the header's unit of length (code {int(header['xyzt_units']) & 7}) is unknown. Correct it.")
+    try:
+        forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
+        if not forms:
+            forms = [header.get_base_affine()]
+        grids = [Geometry((i, j, k), np.diag([mm, mm, mm, 1]) @ form) for form in forms]
+    except (GeometryError, HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
+        raise NiftiError(f"{path}: the header does not place the volume: {error}") from error
+    if len(grids) == 2:
+        apart = _apart_mm(*grids)
+        if apart > _forms_tolerance_mm(grids[0]):
+            sform, qform = (np.array2string(g.affine[:3], precision=3, suppress_small=True) for g in grids)
+            raise NiftiError(
+                f"{path}: sform and qform place a corner {apart:.3g} mm apart, and readers differ in which they take.\n"
+                f"sform {sform}\nqform {qform}\nDelete the wrong one, for instance by setting its code to 0."
+            )
+    return grids[0]
+
+
+def _apart_mm(one: Geometry, other: Geometry) -> float:
+    """How far a corner of one grid lies from the same corner of the other."""
+    return float(np.abs(one.corners_mm() - other.corners_mm()).max())
+
+
+def _forms_tolerance_mm(grid: Geometry) -> float:
+    return FORMS_TOLERANCE * min(grid.spacing_mm)

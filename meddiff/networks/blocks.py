@@ -1,0 +1,152 @@
+"""The parts of a U-Net: residual block, attention, one level down, one level up; the same code in 2D and 3D."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+EPS = 1e-6  # of every GroupNorm, MONAI's
+MAX_PERIOD = 10000  # of the noise embedding, as in Ho et al. 2020
+
+
+class ResBlock(nn.Module):
+    """Residual block: (B, inputs, *spatial) -> (B, outputs, *spatial), shifted per channel by the embedding."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        spatial_dims: int,
+        embedding: int,
+        groups: int,
+        dropout: float,
+        checkpointing: bool,
+    ) -> None:
+        super().__init__()
+        self.checkpointing = checkpointing
+        self.norm1 = nn.GroupNorm(groups, inputs, eps=EPS)
+        self.conv1 = convolution(spatial_dims, inputs, outputs)
+        self.embed_proj = nn.Linear(embedding, outputs)
+        self.norm2 = nn.GroupNorm(groups, outputs, eps=EPS)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(convolution(spatial_dims, outputs, outputs))  # the block starts as its skip connection
+        same = inputs == outputs
+        self.skip_connection = nn.Identity() if same else convolution(spatial_dims, inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """Block's output for x and the embedding (B, embedding); recomputed in the backward pass if checkpointing."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(self.residual, x, emb, use_reentrant=False)
+        return self.residual(x, emb)
+
+    def residual(self, x: Tensor, emb: Tensor) -> Tensor:
+        """The block's computation, without checkpointing."""
+        h = self.conv1(F.silu(self.norm1(x)))  # (B, outputs, *spatial)
+        h = h + self.embed_proj(emb)[(..., *[None] * (x.ndim - 2))]
+        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+        return self.skip_connection(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention between all voxels, residual: (B, C, *spatial) -> (B, C, *spatial)."""
+
+    def __init__(self, channels: int, head_channels: int, groups: int) -> None:
+        super().__init__()
+        self.head_channels = head_channels
+        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out_proj = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C), N voxels
+        qkv = self.qkv(tokens).unflatten(2, (3, -1, self.head_channels))  # (B, N, 3, heads, head_channels)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, N, head_channels)
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)  # (B, N, C)
+        return x + self.out_proj(h).transpose(1, 2).unflatten(2, x.shape[2:])  # (B, C, *spatial)
+
+
+class Down(nn.Module):
+    """One level on the way down; everything it computes is also left in `skips`."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], downsampler: nn.Module | None) -> None:
+        super().__init__()
+        self.resnets, self.attentions = nn.ModuleList(resnets), nn.ModuleList(attentions)
+        self.downsampler = downsampler
+
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for block, attend in zip(self.resnets, self.attentions, strict=True):
+            h = attend(block(h, emb))
+            skips.append(h)
+        if self.downsampler is not None:
+            h = self.downsampler(h)  # (B, C, *spatial / 2)
+            skips.append(h)
+        return h
+
+
+class Up(nn.Module):
+    """One level on the way up; each block takes the latest of `skips` beside its input."""
+
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], upsampler: nn.Module | None) -> None:
+        super().__init__()
+        self.resnets, self.attentions = nn.ModuleList(resnets), nn.ModuleList(attentions)
+        self.upsampler = upsampler
+
+    def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
+        for block, attend in zip(self.resnets, self.attentions, strict=True):
+            h = attend(block(torch.cat([h, skips.pop()], dim=1), emb))
+        return h if self.upsampler is None else self.upsampler(h)  # (B, C, *spatial * 2)
+
+
+class Upsample(nn.Module):
+    """Twice the size by repetition, then a convolution."""
+
+    def __init__(self, conv: nn.Module) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+def convolution(spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+    """Convolution that keeps the size, up to the stride."""
+    conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
+    return conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+
+def zeroed(module: nn.Module) -> nn.Module:
+    """The module with all parameters 0, so that a residual branch adds nothing at the start of training."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+def sinusoids(values: Tensor, channels: int) -> Tensor:
+    """Cosines, then sines, of values (B,) at `channels // 2` frequencies; (B, channels), an odd last one is 0."""
+    half = channels // 2
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * torch.arange(half, device=values.device) / half)
+    angles = values[:, None] * frequencies  # (B, half)
+    return F.pad(torch.cat([angles.cos(), angles.sin()], dim=1), (0, channels % 2))
+
+
+def space_to_depth(x: Tensor, patch: int) -> Tensor:
+    """Blocks of voxels as channels: (B, C, *spatial) -> (B, C * patch**dims, *spatial / patch), as pixel_unshuffle."""
+    if patch == 1:
+        return x
+    dims = x.ndim - 2
+    split = [part for n in x.shape[2:] for part in (n // patch, patch)]
+    order = [0, 1, *range(3, 3 + 2 * dims, 2), *range(2, 2 + 2 * dims, 2)]  # offsets inside a block beside the channel
+    return x.reshape(*x.shape[:2], *split).permute(order).flatten(1, 1 + dims)
+
+
+def depth_to_space(x: Tensor, patch: int, dims: int) -> Tensor:
+    """Inverse of `space_to_depth`."""
+    if patch == 1:
+        return x
+    order = [0, 1, *(axis for i in range(dims) for axis in (2 + dims + i, 2 + i))]
+    size = [patch * n for n in x.shape[2:]]
+    parts = x.unflatten(1, (-1, *[patch] * dims)).permute(order)  # (B, C, n1, patch, n2, patch, ...)
+    return parts.reshape(x.shape[0], -1, *size)
