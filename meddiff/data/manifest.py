@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from meddiff.data.files import absolute, digest_file, digest_files, portable, write_lines
 from meddiff.data.medmnist import read_row
 from meddiff.errors import GeometryError, ManifestError
+from meddiff.imaging.dicom import read_series
 from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.nifti import read_nifti
 from meddiff.imaging.volume import Volume
 
 Split = Literal["train", "val", "test"]
@@ -197,9 +199,6 @@ class Manifest:
 
 def load_image(manifest: Manifest, case: Case, modality: str | None = None) -> Volume:
     """One image of a case, float32 in the case's unit; ManifestError where its grid is not the recorded one."""
-    from meddiff.imaging.dicom import read_series
-    from meddiff.imaging.nifti import read_nifti
-
     source = case.source(modality)
     paths = manifest.resolve(source)
     for path in paths:
@@ -216,8 +215,6 @@ def load_image(manifest: Manifest, case: Case, modality: str | None = None) -> V
 
 def load_label(manifest: Manifest, case: Case) -> Volume:
     """The label map of a case, integers; ManifestError where it has none or its grid is not the recorded one."""
-    from meddiff.imaging.nifti import read_nifti
-
     if case.label is None:
         raise ManifestError(f"{case.case}: has no label map. Choose a task that needs none, or scan the labels too.")
     (path,) = manifest.resolve(case.label)

@@ -20,18 +20,18 @@ from meddiff.imaging.dicom import Refusal
 def scan(
     folders: Sequence[str | Path],
     *,
-    layout: str = "auto",                                       # or a key of `layouts.LAYOUTS`
-    split: Sequence[float] = (0.7, 0.15, 0.15),                 # train, val, test; a data set's own test set is kept
-    key: bytes,                                                 # of the pseudonyms, and so of the split
-    root: Path | None = None,                                   # folder of the manifest; None: absolute paths
-    progress: Callable[[int, int], None] | None = None,         # told (files read, files to read)
+    layout: str = "auto",  # or a key of `layouts.LAYOUTS`
+    split: Sequence[float] = (0.7, 0.15, 0.15),  # train, val, test; a data set's own test set is kept
+    key: bytes,  # of the pseudonyms, and so of the split
+    root: Path | None = None,  # folder of the manifest; None: absolute paths
+    progress: Callable[[int, int], None] | None = None,  # told (files read, files to read)
 ) -> tuple[list[Case], list[Refused]]:
     """Cases and refusals that together name every file below the folders; the order of the folders does not matter.
 
     Headers are read and files hashed, label maps are read whole. ManifestError where a folder is missing or empty, or
     where no case at all is accepted.
     """
-    split_counts(0, split)      # a wrong split is told before the files are read
+    split_counts(0, split)  # a wrong split is told before the files are read
     found, refused = _find(folders, layout)
     facts = gather(_roles(found), progress)
     checked: list[Found] = []
@@ -48,8 +48,9 @@ def scan(
         raise ManifestError(_nothing(folders, left.values()))
     where = None if root is None else Path(root)
     cases = assemble(checked, facts, split, key, where)
-    return cases, [Refused(path=portable(path, where), reason=left[path].reason, detail=left[path].detail)
-                   for path in sorted(left)]
+    return cases, [
+        Refused(path=portable(path, where), reason=left[path].reason, detail=left[path].detail) for path in sorted(left)
+    ]
 
 
 def write_scan(path: str | Path, cases: Sequence[Case], refused: Sequence[Refused]) -> Path:
@@ -100,7 +101,7 @@ def _files(folders: Sequence[str | Path]) -> Iterator[tuple[Path, list[Path]]]:
 
 def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
     real = folder.resolve()
-    if real in above:       # a link to a folder that it lies in
+    if real in above:  # a link to a folder that it lies in
         return
     try:
         names = sorted(os.listdir(folder))
@@ -129,6 +130,7 @@ def _nothing(folders: Sequence[str | Path], refused: Iterable[Refusal], most: in
     refused = list(refused)
     first = {refusal.reason: refusal for refusal in reversed(refused)}
     common = Counter(refusal.reason for refusal in refused).most_common(most)
-    reasons = " ".join(f"{count} x {reason}, for instance {first[reason].path}: {first[reason].detail}"
-                       for reason, count in common)
+    reasons = " ".join(
+        f"{count} x {reason}, for instance {first[reason].path}: {first[reason].detail}" for reason, count in common
+    )
     return f"{', '.join(map(str, folders))}: none of {len(refused)} files is in a case. {reasons}"

@@ -114,7 +114,7 @@ class LinearIntensityd(MapTransform, InvertibleTransform):
             low, high = self.limits(result[key])
             scale = 2 / (high - low)
             record = {"scale": scale, "offset": -1 - scale * low}
-            result[key] = (result[key] * record["scale"] + record["offset"]).clamp(-1, 1)
+            result[key] = cast(MetaTensor, (result[key] * record["scale"] + record["offset"]).clamp(-1, 1))
             self.push_transform(result[key], extra_info=record)
         return result
 

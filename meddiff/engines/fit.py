@@ -40,6 +40,7 @@ class Session:
     engine: Engine  # state.iteration is the step, state.metrics holds "loss" and "held_out"
     ema: EMA
     card: Card
+    images: Images  # that it trains on
     device: torch.device
 
 
@@ -94,7 +95,7 @@ def fit(
         train_items=len(images),
         versions=versions(),
     )
-    session = Session(run, config, engine, ema, card, device)
+    session = Session(run, config, engine, ema, card, images, device)
 
     def save() -> None:
         step = engine.state.iteration
@@ -137,7 +138,7 @@ def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
 def _digest(config: Config) -> str:
     """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards."""
     elsewhere = {"sample": True, "evaluate": True, "data": {"manifest", "cache", "workers"}}
-    tree = config.model_dump(mode="json", exclude=elsewhere)
+    tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
     for key in ("device", "checkpoint_every", "validate_every", "preview_every"):
         del tree["train"][key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
@@ -173,7 +174,7 @@ def _measure(session: Session, images: Tensor) -> None:
     batches = [(part, i * batch) for i, part in enumerate(images.split(batch))]
 
     def measure(engine: Engine) -> None:
-        engine.state.metrics["held_out"] = judge.run(batches).metrics["loss"]
+        engine.state.metrics["held_out"] = float(judge.run(batches).metrics["loss"])
 
     session.engine.add_event_handler(
         Events.ITERATION_COMPLETED(event_filter=_every(train.validate_every, train.steps)), measure

@@ -71,7 +71,7 @@ def sample_set(
     folder: Path,
     seed: int,
     write: Callable[[Path, Volume], Path],  # writes one image under a stem and returns its path
-    on_case: Callable[[], None] | None = None,
+    on_case: Callable[[Tensor], None] | None = None,  # told each sample in model units,
 ) -> Manifest:
     """`n` samples as files, each beside a JSON sidecar, and the manifest of the set.
 
@@ -99,7 +99,7 @@ def sample_set(
         if path.name.endswith(".nii.gz"):
             cases.append(_case(name, path, volume, sha256))
         if on_case:
-            on_case()
+            on_case(sample)
     manifest = Manifest(tuple(cases), folder.absolute())
     if cases:
         manifest.write(folder / "manifest.jsonl")

@@ -201,6 +201,5 @@ def _write_dicom(folder: Path, scan: Phantom, patient: int, seed: int) -> list[P
         institution="PLANTED HOSPITAL",
     )
     target = folder / f"patient_{patient:03d}" / modality
-    target.mkdir(parents=True, exist_ok=True)
     uids = derive(seed, "uid", patient, modality)
     return write_series(target, scan.image, identity=identity, series_description="PHANTOM HEAD", uid_seed=uids)

@@ -1,6 +1,6 @@
 """Pictures of what a model does, as PNG: grids of images, the forward and the reverse process, sets side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,7 +9,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from torch import Tensor
+
+from meddiff.imaging.volume import Volume
+from meddiff.tasks.task import Space
 
 METADATA = {"Software": "meddiff"}  # without it matplotlib writes its own version, and the bytes change with it
 
@@ -43,12 +47,26 @@ def save_mosaic(path: Path, images: Tensor, columns: int, zoom: int = 2) -> None
     plt.imsave(path, pixels, cmap="gray", vmin=-1, vmax=1, metadata=METADATA)
 
 
+def write_png(space: Space) -> Callable[[Path, Volume], Path]:
+    """A writer of volumes as `stem.png`: 8 bits over the intensities that the model was trained on."""
+
+    def write(stem: Path, volume: Volume) -> Path:
+        values = torch.from_numpy(volume.array).squeeze()[None] * space.scale + space.offset
+        path = stem.with_name(f"{stem.name}.png")
+        plt.imsave(path, view(values), cmap="gray", vmin=-1, vmax=1, metadata=METADATA)
+        return path
+
+    return write
+
+
 def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int) -> None:
     """Titled mosaics side by side, for instance samples, held-out images and nearest training images."""
     pictures = [(title, mosaic(images, columns)) for title, images in panels]
     height, width = pictures[0][1].shape
     size = 5.0
-    figure, axes = plt.subplots(1, len(pictures), figsize=(size * len(pictures), size * height / width + 0.4), squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(pictures), figsize=(size * len(pictures), size * height / width + 0.4), squeeze=False
+    )
     for axis, (title, picture) in zip(axes[0], pictures, strict=True):
         axis.imshow(picture, cmap="gray", vmin=-1, vmax=1)
         axis.set_title(title, fontsize=11)

@@ -6,8 +6,7 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 
-from meddiff.data.loader import Images, fixed
-from meddiff.diffusion.denoiser import Preconditioned
+from meddiff.data.loader import fixed
 from meddiff.diffusion.noise import draw
 from meddiff.engines.fit import Session
 from meddiff.engines.predict import draw_samples, sigma_grid
@@ -19,29 +18,34 @@ STAGES = 8  # columns of the pictures of the process
 
 
 def previews(session: Session) -> None:
-    """Attach `previews/step_00000500.png`, from the EMA weights, every `train.preview_every` steps and at the end."""
+    """Attach pictures: the forward process first, `step_00000500.png` every `train.preview_every` steps, the reverse process last."""
     every, last = session.config.train.preview_every, session.config.train.steps
 
     def show() -> None:
         step = session.engine.state.iteration
         if step % every == 0 or step == last:
-            save_preview(session.ema.model, session, session.run.previews / f"step_{step:08d}.png")
+            save_preview(session, session.run.previews / f"step_{step:08d}.png")
 
+    session.engine.add_event_handler(
+        Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
+    )
     session.engine.add_event_handler(Events.ITERATION_COMPLETED, show)
-    session.engine.add_event_handler(Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png"))
+    session.engine.add_event_handler(
+        Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
+    )
 
 
-def save_preview(model: Preconditioned, session: Session, path: Path) -> None:
+def save_preview(session: Session, path: Path) -> None:
     """A mosaic of samples with fixed seeds."""
     count = SHOWN[session.config.network.spatial_dims]
     names = [f"preview_{i}" for i in range(count)]
-    samples = torch.stack(list(draw_samples(model, session.config, names, session.config.train.seed)))
+    samples = torch.stack(list(draw_samples(session.ema.model, session.config, names, session.config.train.seed)))
     save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
 
 
-def save_forward(images: Images, session: Session, path: Path) -> None:
+def save_forward(session: Session, path: Path) -> None:
     """How one training image becomes noise: `x0 + sigma * eps` at the sigmas that samples are drawn on."""
-    image = fixed(images, 3)[-2 if len(images) > 2 else 0]
+    image = fixed(session.images, 3)[-2 if len(session.images) > 2 else 0]
     sigmas = _stages(sigma_grid(session.config.sample)).flip(0)
     eps = draw(session.config.diffusion.noise, image.shape, [generator(0, "forward")])[0]
     rows = [("x", [image + s * eps for s in sigmas])]

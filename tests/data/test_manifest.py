@@ -4,6 +4,8 @@ import os
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
+
 from meddiff.data.files import digest_file, digest_files, portable
 from meddiff.data.keys import load_key, pseudonym
 from meddiff.data.manifest import Case, Manifest, Source, load_image, load_label
@@ -11,14 +13,22 @@ from meddiff.errors import ManifestError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import write_nifti
 from meddiff.imaging.volume import Volume
-from pydantic import ValidationError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
 
 
 def case(name="P1-a", patient="P1", split="train", **changes):
-    record = {"case": name, "patient": patient, "split": split, "image": (Source(modality="CT", path="x.nii.gz", sha256="0"),),
-              "shape": (4, 4, 4), "spacing_mm": (1, 1, 1), "affine": np.eye(4).tolist(), "unit": "HU", "layout": "pairs"}
+    record = {
+        "case": name,
+        "patient": patient,
+        "split": split,
+        "image": (Source(modality="CT", path="x.nii.gz", sha256="0"),),
+        "shape": (4, 4, 4),
+        "spacing_mm": (1, 1, 1),
+        "affine": np.eye(4).tolist(),
+        "unit": "HU",
+        "layout": "pairs",
+    }
     return Case.model_validate(record | changes)
 
 
@@ -32,9 +42,18 @@ def scanned(tmp_path):
     paths[0].parent.mkdir()
     for path, volume in zip(paths, (image, label), strict=True):
         write_nifti(path, volume)
-    sources = [Source(modality=m, path=f"../raw/{p.name}", sha256=digest_file(p)) for m, p in zip(("CT", "SEG"), paths, strict=True)]
-    one = case(image=(sources[0],), label=sources[1], labels={"background": 0, "thing": 1}, shape=geometry.shape,
-               spacing_mm=geometry.spacing_mm, affine=geometry.affine.tolist())
+    sources = [
+        Source(modality=m, path=f"../raw/{p.name}", sha256=digest_file(p))
+        for m, p in zip(("CT", "SEG"), paths, strict=True)
+    ]
+    one = case(
+        image=(sources[0],),
+        label=sources[1],
+        labels={"background": 0, "thing": 1},
+        shape=geometry.shape,
+        spacing_mm=geometry.spacing_mm,
+        affine=geometry.affine.tolist(),
+    )
     return Manifest((one,), tmp_path / "manifests"), image, label
 
 
@@ -43,15 +62,26 @@ def test_manifest_reads_back_as_written(scanned, tmp_path):
     path = tmp_path / "manifests" / "x.jsonl"
     manifest.write(path)
     assert Manifest.read(path) == manifest
-    assert [p.name for p in path.parent.iterdir()] == ["x.jsonl"]      # no temporary file is left
+    assert [p.name for p in path.parent.iterdir()] == ["x.jsonl"]  # no temporary file is left
 
 
 def test_lines_hold_the_keys_of_the_contract(scanned, tmp_path):
     scanned[0].write(tmp_path / "x.jsonl")
     (line,) = (tmp_path / "x.jsonl").read_text().splitlines()
     record = json.loads(line)
-    assert {"case", "patient", "split", "image", "label", "classes", "shape", "spacing_mm", "affine", "unit",
-            "layout"} <= set(record)
+    assert {
+        "case",
+        "patient",
+        "split",
+        "image",
+        "label",
+        "classes",
+        "shape",
+        "spacing_mm",
+        "affine",
+        "unit",
+        "layout",
+    } <= set(record)
     assert set(record["image"][0]) == {"modality", "path", "sha256"}
 
 
@@ -130,14 +160,20 @@ def test_name_that_occurs_twice_is_refused(tmp_path):
         Manifest((case("a"), case("a")), tmp_path).check()
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"splitt": "train"}, "line 2: splitt: Extra inputs"),
-    ({"split": "holdout"}, "line 2: split"),
-    ({"image": []}, "`image` is empty"),
-    ({"image": [{"modality": "CT", "sha256": "0"}]}, "exactly one of `path` and `files`"),
-    ({"image": [{"modality": "CT", "path": "x.npz", "index": 3, "sha256": "0"}]}, "`array` and `index` go together"),
-    ({"shape": [4, 4]}, r"line 2: shape"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splitt": "train"}, "line 2: splitt: Extra inputs"),
+        ({"split": "holdout"}, "line 2: split"),
+        ({"image": []}, "`image` is empty"),
+        ({"image": [{"modality": "CT", "sha256": "0"}]}, "exactly one of `path` and `files`"),
+        (
+            {"image": [{"modality": "CT", "path": "x.npz", "index": 3, "sha256": "0"}]},
+            "`array` and `index` go together",
+        ),
+        ({"shape": [4, 4]}, r"line 2: shape"),
+    ],
+)
 def test_bad_line_is_named(tmp_path, change, message):
     good = case("first").model_dump(mode="json")
     (tmp_path / "x.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(good | {"case": "second"} | change) + "\n")

@@ -6,13 +6,16 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+
 from meddiff.data.keys import pseudonym
 from meddiff.data.manifest import Manifest, load_image, load_label
 from meddiff.data.scan import scan, write_scan
 from meddiff.data.splits import split_counts, split_patients
 from meddiff.errors import ManifestError
+from meddiff.imaging.dicom_write import Identity, write_series
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import write_nifti
+from meddiff.imaging.phantom import write_cohort
 from meddiff.imaging.volume import Volume
 
 KEY = b"a key for tests only"
@@ -38,8 +41,12 @@ def describe(folder, **content):
 
 def nnunet(folder, cases=4, test=1):
     """Two channels, labels for training, no labels for test."""
-    describe(folder, channel_names={"0": "T1", "1": "T2"}, labels={"background": 0, "tumour": 1},
-             classes={"c0": "yes", "c1": {"side": "left"}})
+    describe(
+        folder,
+        channel_names={"0": "T1", "1": "T2"},
+        labels={"background": 0, "tumour": 1},
+        classes={"c0": "yes", "c1": {"side": "left"}},
+    )
     for n in range(cases + test):
         where = "Tr" if n < cases else "Ts"
         for channel in (0, 1):
@@ -60,7 +67,9 @@ def medmnist(path, rows=(6, 2, 2), shape=(8, 7), labels=1):
 
 
 def files_of(manifest, case):
-    return [path for source in (*case.image, *([case.label] if case.label else [])) for path in manifest.resolve(source)]
+    return [
+        path for source in (*case.image, *([case.label] if case.label else [])) for path in manifest.resolve(source)
+    ]
 
 
 def account(folder, cases, refused):
@@ -75,17 +84,17 @@ def account(folder, cases, refused):
 
 
 def test_every_file_of_a_messy_folder_is_accounted_for(tmp_path):
-    image(tmp_path / "a.nii.gz", 1)
+    image(tmp_path / "a.nii.gz", 101)
     label(tmp_path / "a_seg.nii.gz")
-    image(tmp_path / "copy" / "b.nii.gz", 1)
-    image(tmp_path / "c.nii", 2)
+    image(tmp_path / "copy" / "b.nii.gz", 101)
+    image(tmp_path / "c.nii", 102)
     label(tmp_path / "c_mask.nii", Geometry.make((6, 5, 4), (1.0, 1.0, 2.5)))
     label(tmp_path / "d.nii.gz")
     label(tmp_path / "e-label.nii.gz")
-    image(tmp_path / "f.nii.gz", 3)
+    image(tmp_path / "f.nii.gz", 103)
     label(tmp_path / "f_seg.nii.gz")
     label(tmp_path / "f_label.nii.gz")
-    image(tmp_path / "g.nii.gz", 4)
+    image(tmp_path / "g.nii.gz", 104)
     nib.save(nib.Nifti1Image(np.full(GRID.shape, 0.5, np.float32), GRID.affine), tmp_path / "g_mask.nii.gz")
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4, 2), np.float32), np.eye(4)), tmp_path / "four.nii.gz")
     (tmp_path / "cut.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes()[:40])
@@ -93,25 +102,39 @@ def test_every_file_of_a_messy_folder_is_accounted_for(tmp_path):
     (tmp_path / "table.json").write_text("{")
     (tmp_path / ".hidden.nii.gz").write_text("")
     (tmp_path / "dead.nii.gz").symlink_to(tmp_path / "nowhere.nii.gz")
-    (tmp_path / "loop").symlink_to(tmp_path)
     nnunet(tmp_path / "Dataset001_x")
     image(tmp_path / "Dataset001_x" / "imagesTr" / "odd.nii.gz", 99)
     label(tmp_path / "Dataset001_x" / "labelsTr" / "odd.nii.gz")
     medmnist(tmp_path / "pneumonia.npz")
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    (tmp_path / "loop").unlink()
     cases, refused = scan([tmp_path], key=KEY, root=tmp_path)
     reasons = account(tmp_path, cases, refused)
     assert Counter(case.layout for case in cases) == {"pairs": 1, "nnunet": 5, "medmnist": 10}
     assert reasons == {
-        "b.nii.gz": "duplicate-content", "c.nii": "label-grid", "c_mask.nii": "label-grid", "d.nii.gz": "label-as-image",
-        "e-label.nii.gz": "label-without-image", "f.nii.gz": "label-ambiguous", "f_seg.nii.gz": "label-ambiguous",
-        "f_label.nii.gz": "label-ambiguous", "g.nii.gz": "label-unreadable", "g_mask.nii.gz": "label-unreadable",
-        "four.nii.gz": "unreadable", "cut.nii.gz": "unreadable", "notes.txt": "not-an-image", "table.json": "not-an-image",
-        ".hidden.nii.gz": "not-an-image", "dead.nii.gz": "not-a-file", "dataset.json": "not-an-image",
-        "odd.nii.gz": reasons["odd.nii.gz"], "other.npz": "not-medmnist",
+        "b.nii.gz": "duplicate-content",
+        "c.nii": "label-grid",
+        "c_mask.nii": "label-grid",
+        "d.nii.gz": "label-as-image",
+        "e-label.nii.gz": "label-without-image",
+        "f.nii.gz": "label-ambiguous",
+        "f_seg.nii.gz": "label-ambiguous",
+        "f_label.nii.gz": "label-ambiguous",
+        "g.nii.gz": "label-unreadable",
+        "g_mask.nii.gz": "label-unreadable",
+        "four.nii.gz": "unreadable",
+        "cut.nii.gz": "unreadable",
+        "notes.txt": "not-an-image",
+        "table.json": "not-an-image",
+        ".hidden.nii.gz": "not-an-image",
+        "dead.nii.gz": "not-a-file",
+        "dataset.json": "not-an-image",
+        "odd.nii.gz": reasons["odd.nii.gz"],
+        "other.npz": "not-medmnist",
     }
-    assert {one.reason for one in refused if Path(one.path).name == "odd.nii.gz"} == {"not-in-layout", "label-without-image"}
+    assert {one.reason for one in refused if Path(one.path).name == "odd.nii.gz"} == {
+        "not-in-layout",
+        "label-without-image",
+    }
     assert "4 axes" in next(one.detail for one in refused if one.path == "four.nii.gz")
 
 
@@ -178,8 +201,13 @@ def test_decathlon_takes_what_its_list_names(tmp_path):
     listed = [{"image": f"./imagesTr/s_{n}.nii.gz", "label": f"./labelsTr/s_{n}.nii.gz"} for n in range(3)]
     gone = {"image": "./imagesTr/gone.nii.gz", "label": "./labelsTr/gone.nii.gz"}
     outside = {"image": "../../s.nii.gz", "label": "./labelsTr/s_3.nii.gz"}
-    describe(root, modality={"0": "CT"}, labels={"0": "background", "1": "spleen"}, training=[*listed, gone, outside],
-             test=["./imagesTs/s_9.nii.gz"])
+    describe(
+        root,
+        modality={"0": "CT"},
+        labels={"0": "background", "1": "spleen"},
+        training=[*listed, gone, outside],
+        test=["./imagesTs/s_9.nii.gz"],
+    )
     cases, refused = scan([tmp_path], key=KEY, root=tmp_path)
     assert len(cases) == 4
     assert {(case.layout, case.unit) for case in cases} == {("decathlon", "HU")}
@@ -193,8 +221,12 @@ def test_decathlon_takes_what_its_list_names(tmp_path):
 def test_decathlon_channels_in_one_file_are_refused_by_name(tmp_path):
     image(tmp_path / "imagesTr" / "s.nii.gz", 1)
     image(tmp_path / "other" / "x.nii.gz", 2)
-    describe(tmp_path, modality={"0": "T1", "1": "T2"}, labels={"0": "background"},
-             training=[{"image": "imagesTr/s.nii.gz", "label": "labelsTr/s.nii.gz"}])
+    describe(
+        tmp_path,
+        modality={"0": "T1", "1": "T2"},
+        labels={"0": "background"},
+        training=[{"image": "imagesTr/s.nii.gz", "label": "labelsTr/s.nii.gz"}],
+    )
     label(tmp_path / "labelsTr" / "s.nii.gz")
     with pytest.raises(ManifestError, match=r"2 x four-dimensional.*nnU-Net layout"):
         scan([tmp_path], key=KEY)
@@ -207,15 +239,20 @@ def test_bids_gives_each_segmentation_to_its_own_image(tmp_path):
         image(tmp_path / sub / "ses-2" / "anat" / f"{sub}_ses-2_T1w.nii.gz", 20 + n)
         image(tmp_path / sub / "ses-1" / "func" / f"{sub}_ses-1_task-rest_bold.nii.gz", 30 + n)
     label(tmp_path / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_dseg.nii.gz")
-    label(tmp_path / "derivatives" / "fs" / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_desc-aseg_dseg.nii.gz", values=(0, 2))
+    label(
+        tmp_path / "derivatives" / "fs" / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_desc-aseg_dseg.nii.gz",
+        values=(0, 2),
+    )
     image(tmp_path / "derivatives" / "fs" / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_desc-preproc_T1w.nii.gz", 50)
     label(tmp_path / "derivatives" / "fs" / "sub-02" / "ses-1" / "anat" / "sub-02_ses-1_space-MNI_dseg.nii.gz")
     cases, refused = scan([tmp_path], key=KEY, root=tmp_path)
     reasons = account(tmp_path, cases, refused)
     assert len({case.patient for case in cases}) == 2
     labelled = {Path(case.image[0].path).name: Path(case.label.path).name for case in cases if case.label}
-    assert labelled == {"sub-01_ses-1_T1w.nii.gz": "sub-01_ses-1_dseg.nii.gz",
-                        "sub-02_ses-1_T1w.nii.gz": "sub-02_ses-1_desc-aseg_dseg.nii.gz"}
+    assert labelled == {
+        "sub-01_ses-1_T1w.nii.gz": "sub-01_ses-1_dseg.nii.gz",
+        "sub-02_ses-1_T1w.nii.gz": "sub-02_ses-1_desc-aseg_dseg.nii.gz",
+    }
     assert len(cases) == 6
     assert set(reasons.values()) == {"not-in-layout"}
     assert next(case.labels for case in cases if case.label) == {"background": 0, "label_1": 1, "label_2": 2}
@@ -304,14 +341,17 @@ def test_nothing_accepted_names_the_commonest_reasons(tmp_path):
         scan([tmp_path], key=KEY)
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"folders": ["none"]}, "is not a folder"),
-    ({"folders": ["empty"]}, "holds no file"),
-    ({"layout": "dcm"}, "no layout 'dcm'; choose one of auto, nnunet"),
-    ({"split": (0.5, 0.2, 0.2)}, "add up to 1"),
-    ({"split": (1.2, -0.2, 0)}, "not negative"),
-    ({"split": (0.5, 0.5)}, "expected three numbers"),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folders": ["none"]}, "is not a folder"),
+        ({"folders": ["empty"]}, "holds no file"),
+        ({"layout": "dcm"}, "no layout 'dcm'; choose one of auto, nnunet"),
+        ({"split": (0.5, 0.2, 0.2)}, "add up to 1"),
+        ({"split": (1.2, -0.2, 0)}, "not negative"),
+        ({"split": (0.5, 0.5)}, "expected three numbers"),
+    ],
+)
 def test_wrong_arguments_are_named(tmp_path, options, message):
     image(tmp_path / "full" / "x.nii.gz", 1)
     (tmp_path / "empty").mkdir()
@@ -342,7 +382,9 @@ def test_progress_ends_at_the_number_of_files(tmp_path):
 def test_split_counts_are_the_proportions_to_less_than_one_patient(patients, proportions):
     counts = split_counts(patients, proportions)
     assert sum(counts) == patients
-    assert patients == 1 or all(abs(count - patients * share) < 1 for count, share in zip(counts, proportions, strict=True))
+    assert patients == 1 or all(
+        abs(count - patients * share) < 1 for count, share in zip(counts, proportions, strict=True)
+    )
 
 
 def test_split_depends_on_the_patients_and_not_on_their_order():
@@ -358,3 +400,70 @@ def test_data_set_copied_under_another_name_is_refused_whole(tmp_path):
     account(tmp_path, cases, refused)
     assert len(cases) == 5
     assert {one.reason for one in refused if one.path.startswith("B/")} == {"duplicate-content", "not-an-image"}
+
+
+def ct(folder, patient, seed, slices=4):
+    """A CT series of small whole numbers; returns its volume."""
+    geometry = Geometry.make((6, 5, slices), (0.8, 0.8, 2.5), "LPS")
+    array = np.random.default_rng(seed).integers(-1000, 1000, geometry.shape).astype(np.float32)
+    volume = Volume(array, geometry, "CT", "HU")
+    identity = Identity("PHANTOM^PLANTED", patient, "19010101", "PLANTED HOSPITAL")
+    write_series(folder, volume, identity=identity, series_description="PLANTED SERIES", uid_seed=seed)
+    return volume
+
+
+def test_series_mixed_in_one_folder_come_apart(tmp_path):
+    volumes = {}
+    for seed, patient in enumerate(("PLANTED-1", "PLANTED-1", "PLANTED-2")):
+        volumes[seed] = ct(tmp_path / f"series{seed}", patient, seed)
+        for n, path in enumerate(sorted((tmp_path / f"series{seed}").iterdir())):
+            (tmp_path / "all").mkdir(exist_ok=True)
+            path.rename(tmp_path / "all" / f"{(7 * n + seed) % 11}-{seed}{n}")
+    (tmp_path / "README").write_text("not DICOM")
+    cases, refused = scan([tmp_path], key=KEY, root=tmp_path / "out")
+    assert [(one.path, one.reason) for one in refused] == [("../README", "not-dicom")]
+    assert Counter(case.patient for case in cases) == {pseudonym(KEY, "PLANTED-1"): 2, pseudonym(KEY, "PLANTED-2"): 1}
+    write_scan(tmp_path / "out" / "x.jsonl", cases, refused)
+    assert "PLANTED" not in (tmp_path / "out" / "x.jsonl").read_text()
+    manifest = Manifest.read(tmp_path / "out" / "x.jsonl")
+    for case in manifest.cases:
+        manifest.verify(case)
+        read = load_image(manifest, case)
+        (same,) = [volume for volume in volumes.values() if np.array_equal(volume.array, read.array)]
+        assert read.geometry.close(same.geometry)
+        assert (case.unit, case.image[0].modality, case.layout) == ("HU", "CT", "dicom")
+
+
+def test_series_without_a_slice_is_refused_with_every_file(tmp_path):
+    ct(tmp_path / "good", "PLANTED-1", 1)
+    ct(tmp_path / "gap", "PLANTED-2", 2, slices=6)
+    (tmp_path / "gap" / "slice_0003.dcm").unlink()
+    cases, refused = scan([tmp_path], key=KEY, root=tmp_path)
+    account(tmp_path, cases, refused)
+    assert len(cases) == 1
+    assert Counter(one.reason for one in refused) == {"irregular-spacing": 5}
+    manifest = Manifest(tuple(cases), tmp_path)
+    (tmp_path / "good" / "slice_0002.dcm").write_bytes(b"changed")
+    with pytest.raises(ManifestError, match="good has changed since the scan"):
+        manifest.verify(cases[0])
+
+
+def test_series_without_patient_are_kept_apart_by_study(tmp_path, caplog):
+    for seed in (1, 2):
+        ct(tmp_path / str(seed), "", seed)
+    cases, _ = scan([tmp_path], key=KEY)
+    assert len({case.patient for case in cases}) == 2
+    assert "2 series have no PatientID" in caplog.text
+
+
+@pytest.mark.parametrize(("format", "layout"), [("nifti", "nnunet"), ("dicom", "dicom")])
+def test_phantom_cohort_is_scanned_whole(tmp_path, format, layout):
+    write_cohort(tmp_path, 3, format=format, size=16)
+    cases, refused = scan([tmp_path], key=KEY, root=tmp_path)
+    account(tmp_path, cases, refused)
+    assert {(case.layout, case.unit, case.shape) for case in cases} == {(layout, "HU", (16, 16, 16))}
+    assert len({case.patient for case in cases}) == 3
+    assert all(load_image(Manifest(tuple(cases), tmp_path), case).array.min() < -900 for case in cases)
+    if format == "nifti":
+        assert {case.classes["class"] for case in cases} <= {"lesion", "no lesion"}
+        assert all(case.labels["skull"] == 6 for case in cases)

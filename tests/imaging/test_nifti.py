@@ -87,7 +87,7 @@ def test_a_flipped_bit_in_a_gzip_is_refused(volume, tmp_path, where):
 def test_a_truncated_file_is_refused(volume, tmp_path, keep, name):
     write_nifti(tmp_path / name, volume)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:keep])
-    with pytest.raises(NiftiError, match="truncated|cannot be read whole|not a single-file NIfTI"):
+    with pytest.raises(NiftiError, match=r"truncated|cannot be read whole|not a single-file NIfTI"):
         read_nifti(tmp_path / name)
 
 

@@ -8,6 +8,7 @@ import pydicom
 import pytest
 
 from meddiff.errors import ConfigError
+from meddiff.imaging.dicom import read_series
 from meddiff.imaging.nifti import read_nifti
 from meddiff.imaging.phantom import FIELD_OF_VIEW_MM, LABELS, Phantom, phantom, write_cohort
 from meddiff.imaging.phantom_anatomy import TISSUES, tissue_fractions
@@ -253,6 +254,10 @@ def test_dicom_cohort_carries_a_planted_identity(tmp_path: Path, modality: str) 
         assert "PLANTED" in header.PatientID
         assert "PLANTED" in header.InstitutionName
         assert len(header.PatientBirthDate) == 8
+        scan = phantom(number, modality=modality, size=24, slices=4)
+        volume = read_series(files)
+        assert volume.geometry.close(scan.image.geometry, tolerance_mm=0.01)  # positions are decimal strings
+        np.testing.assert_array_equal(volume.array, scan.image.array)
 
 
 @pytest.mark.parametrize("format", ["nifti", "dicom"])

@@ -29,14 +29,9 @@ def find(root: Path, files: Sequence[Path]) -> tuple[list[Found], list[Refusal]]
         pair = [image, *([label] if label else [])]
         missing = [path for path in pair if path not in here]
         if missing:
-            refused += refuse(
-                pair,
-                "missing",
-                f"dataset.json lists {missing[0].relative_to(root, walk_up=False)}, which "
-                "is not there; fetch it, or take the case off the list."
-                if missing[0].is_relative_to(root)
-                else "dataset.json lists a file outside the data set; take the case off the list.",
-            )
+            detail = "dataset.json lists it, and it is not in the data set; fetch it, or take the case off the list."
+            refused += refuse(missing, "missing", detail)
+            refused += refuse(set(pair) - set(missing), "incomplete", f"Goes with {missing[0].name}, which is missing.")
         elif len(channels) > 1:
             refused += refuse(
                 pair,

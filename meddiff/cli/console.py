@@ -1,0 +1,51 @@
+"""What commands say and how: messages on stderr, a progress bar on a terminal only, silence with --quiet."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Tell(Console):
+    """The console on stderr."""
+
+    escape = staticmethod(escape)
+
+
+tell = Tell(stderr=True)
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+
+
+def begin(quiet: bool) -> None:
+    """Send our log to stderr; with `quiet`, errors only."""
+    handler = RichHandler(console=tell, show_time=False, show_path=False, show_level=True, markup=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("meddiff")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.ERROR if quiet else logging.INFO)
+    tell.quiet = quiet
+    for noisy in ("ignite", "matplotlib"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Progress]:
+    """A progress bar with a free `note` beside it; nothing where stderr is no terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=tell, disable=quiet or not tell.is_terminal) as bar:
+        yield bar
