@@ -172,7 +172,7 @@ class SampleConfig(Settings):
     """How samples are drawn."""
 
     sampler: Literal["euler", "heun", "dpmpp_2m", "ancestral"] = "dpmpp_2m"
-    steps: int = Field(16, ge=1)  # network evaluations
+    steps: int = Field(16, ge=3)  # network evaluations, the first of which finds the centre of the start
     grid: Literal["karras", "ddpm_linear", "cosine", "flow"] = "karras"
     sigma_min: float = Field(0.01, gt=0)
     sigma_max: float = Field(80.0, gt=0)

@@ -18,6 +18,7 @@ from meddiff.data.loader import Images, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry, Store
 from meddiff.data.transforms import AXES
+from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.engines.card import Card, build_denoiser, build_task, versions
 from meddiff.engines.checkpoint import load_checkpoint, save_checkpoint
 from meddiff.engines.ema import EMA
@@ -38,6 +39,7 @@ class Session:
     run: Run
     config: Config
     engine: Engine  # state.iteration is the step, state.metrics holds "loss" and "held_out"
+    model: Preconditioned
     ema: EMA
     card: Card
     images: Images  # that it trains on
@@ -95,7 +97,7 @@ def fit(
         train_items=len(images),
         versions=versions(),
     )
-    session = Session(run, config, engine, ema, card, images, device)
+    session = Session(run, config, engine, model, ema, card, images, device)
 
     def save() -> None:
         step = engine.state.iteration

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from meddiff.config import Config, SampleConfig
@@ -25,8 +26,8 @@ from meddiff.seeds import generator
 
 
 def sigma_grid(sample: SampleConfig) -> Tensor:
-    """The sigmas of a sampling setting; `sample.steps` counts network evaluations."""
-    return GRIDS[sample.grid](grid_steps(sample.sampler, sample.steps), sample.sigma_min, sample.sigma_max)
+    """The sigmas of a sampling setting; `sample.steps` counts network evaluations, one of which finds the start."""
+    return GRIDS[sample.grid](grid_steps(sample.sampler, sample.steps - 1), sample.sigma_min, sample.sigma_max)
 
 
 def draw_samples(
@@ -51,16 +52,20 @@ def draw_samples(
     if sample.sampler == "ancestral":
         sampler = partial(sampler, noise=config.diffusion.noise)
 
-    def mixed(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+    def bounded(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        # the mean of images within -1..1 lies within -1..1
         with autocast(device, sample.precision):
-            return denoise(x, sigma, cond)
+            return denoise(x, sigma, cond).clamp(-1, 1)
 
     sigmas = sigma_grid(sample)
     for first in range(0, len(names), sample.batch):
         batch = names[first : first + sample.batch]
-        start = draw(config.diffusion.noise, (channels, *size), [generator(seed, "start", name) for name in batch])
+        eps = draw(config.diffusion.noise, (channels, *size), [generator(seed, "start", name) for name in batch])
+        x = sigmas[0].item() * eps.to(device)
+        with torch.no_grad():
+            x = x + bounded(x, sigmas[0].to(device))  # at sigma_max D is the mean of the data: noise around it, not around 0
         way = [generator(seed, "way", name) for name in batch]
-        yield from sampler(mixed, sample.sigma_max * start.to(device), sigmas, generators=way, on_step=on_step).cpu()
+        yield from sampler(bounded, x, sigmas, generators=way, on_step=on_step).cpu()
 
 
 def sample_set(
@@ -114,8 +119,8 @@ def write_image(stem: Path, volume: Volume) -> Path:
 
 
 def _evaluations(sample: SampleConfig) -> int:
-    n = grid_steps(sample.sampler, sample.steps)
-    return 2 * n - 1 if sample.sampler == "heun" else n
+    n = grid_steps(sample.sampler, sample.steps - 1)
+    return 1 + (2 * n - 1 if sample.sampler == "heun" else n)
 
 
 def _refuse_other_set(folder: Path, settings: dict) -> None:

@@ -13,6 +13,7 @@ from meddiff.imaging.volume import Volume
 
 IMPLEMENTATION = "2.25.178351267803943265211049302216451347001"  # identifies meddiff as the writer (PS3.10 section 7.1)
 CT_INTERCEPT = -1024  # HU of a stored 0
+RIGHT_ANGLE_TOLERANCE = 1e-4  # cosine between two voxel axes
 
 
 @dataclass(frozen=True)
@@ -40,16 +41,20 @@ def write_series(
     uid_seed: object,  # the same seed, the same UIDs and bytes
     body_part: str = "HEAD",  # a defined term of PS3.16 annex L
 ) -> list[Path]:
-    """Write `slice_0001.dcm`, ... and return their paths, in order along the slice normal.
+    """Write `slice_0001.dcm`, ... and return their paths, in the order of the volume's third axis.
 
-    DicomError for another modality, or values that 16 bits cannot hold.
+    A reader orders slices along the normal (PS3.3 C.7.6.2): a left-handed grid comes back with its third axis reversed.
+    DicomError for another modality, axes that are not at right angles, or values that 16 bits cannot hold.
     """
     if volume.modality not in ("CT", "MR"):
         raise DicomError(f"{folder}: a series of modality {volume.modality} is not written; CT and MR are.")
+    axes = volume.geometry.affine[:3, :3] / volume.geometry.spacing_mm
+    if np.abs(axes.T @ axes - np.eye(3)).max() > RIGHT_ANGLE_TOLERANCE:
+        raise DicomError(f"{folder}: the grid has a shear, which slices cannot hold; resample it, or write NIfTI.")
     intercept = CT_INTERCEPT if volume.modality == "CT" else 0
     stored = np.rint(volume.array) - intercept
-    limit = 32767
-    if stored.min() < (0 if volume.modality == "MR" else -32768) or stored.max() > limit:
+    lowest = -32768 if volume.modality == "CT" else 0
+    if not (stored.min() >= lowest and stored.max() <= 32767):  # so that NaN is refused too
         raise DicomError(
             f"{folder}: values from {volume.array.min():g} to {volume.array.max():g} do not fit 16 bits "
             f"with intercept {intercept}; scale them, or write NIfTI."
@@ -74,6 +79,7 @@ def _slice(
     meta.MediaStorageSOPInstanceUID = uid(seed, "instance", k)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.ImplementationClassUID = UID(IMPLEMENTATION)
+    meta.ImplementationVersionName = "MEDDIFF"  # pydicom would put its version: other bytes with each release
     ds = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     ds.SOPClassUID = meta.MediaStorageSOPClassUID
     ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID

@@ -1,7 +1,7 @@
 """Where the voxels of a volume are: shape, and an affine from voxel index to RAS millimetres. Pure numpy.
 
-RAS: the first patient axis points to the right, the second to the front, the third to the head. DICOM's own axes are LPS
-(PS3.3 C.7.6.2.1.1); they exist at the DICOM border only.
+RAS: the first patient axis points to the right, the second to the front, the third to the head. DICOM's own axes are
+LPS (PS3.3 C.7.6.2.1.1); they exist at the DICOM border only.
 """
 
 from collections.abc import Sequence
@@ -29,10 +29,14 @@ class Geometry:
         if len(shape) != 3 or min(shape) < 1:
             raise GeometryError(f"A volume has three axes of at least one voxel; found shape {shape}.")
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or not np.array_equal(affine[3], [0, 0, 0, 1]):
-            raise GeometryError(f"An affine is a finite (4, 4) matrix with the last row 0 0 0 1; found {affine.tolist()}.")
+            raise GeometryError(
+                f"An affine is a finite (4, 4) matrix with the last row 0 0 0 1; found {affine.tolist()}."
+            )
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
         if lengths.min() == 0 or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
-            raise GeometryError(f"The affine {affine.tolist()} is singular: two voxel axes have one direction. Repair the header.")
+            raise GeometryError(
+                f"The affine {affine.tolist()} is singular: two voxel axes have one direction. Repair the header."
+            )
         affine.setflags(write=False)
         object.__setattr__(self, "shape", shape)
         object.__setattr__(self, "affine", affine)

@@ -6,7 +6,6 @@
 import gzip
 import io
 import os
-import tempfile
 import warnings
 import zlib
 from pathlib import Path
@@ -20,16 +19,19 @@ from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
 MAX_VOXELS = 2**31  # a header that promises more is refused before anything is inflated
-FORMS_TOLERANCE = 0.01  # voxels by which a corner may differ between sform and qform (float32 quaternions lose about 1e-3)
+LARGEST_LABEL = 2**31 - 1
+FORMS_TOLERANCE = (
+    0.01  # voxels by which a corner may differ between sform and qform (float32 quaternions lose about 1e-3)
+)
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown (taken as mm), metre, millimetre, micrometre
 
 
 def read_nifti(path: str | Path, *, label: bool = False, modality: str = "OT") -> Volume:
     """A 3D image as float32, or with `label` a label map as integers; a 2D one becomes a single slice.
 
-    Where neither sform nor qform is coded, the header's spacing places the volume, centred on 0. NiftiError for a damaged
-    or truncated file, four axes, colour or complex voxels, voxels that are not finite, an sform that contradicts the
-    qform, and for a label map with values that are not whole.
+    Where neither sform nor qform is coded, the header's spacing places the volume, centred on 0.
+    NiftiError for a damaged or truncated file, four axes, colour or complex voxels, voxels that are not finite, an
+    sform that contradicts the qform, and for a label map with values that are not whole.
     """
     path = Path(path)
     raw = _content(path)
@@ -39,13 +41,20 @@ def read_nifti(path: str | Path, *, label: bool = False, modality: str = "OT") -
     if label:
         whole = np.rint(array)
         if not np.array_equal(whole, array):
-            raise NiftiError(f"{path}: a label map holds whole numbers; found {float(array[whole != array][0]):g}. Is it an image?")
+            found = float(array[whole != array][0])
+            raise NiftiError(f"{path}: a label map holds whole numbers; found {found:g}. Is it an image?")
+        if np.abs(whole.astype(np.float64)).max() > LARGEST_LABEL:
+            raise NiftiError(
+                f"{path}: holds label {whole.max():.0f}; at most {LARGEST_LABEL} is read. Renumber the labels."
+            )
         array = whole.astype(np.int32)
     else:
         array = array.astype(np.float32)
         bad = int((~np.isfinite(array)).sum())
         if bad:
-            raise NiftiError(f"{path}: {bad} of {array.size} voxels are NaN or infinite. Repair the file, or leave it out.")
+            raise NiftiError(
+                f"{path}: {bad} of {array.size} voxels are NaN or infinite. Repair the file, or leave it out."
+            )
     unit = "label" if label else "HU" if modality == "CT" else "a.u."
     return Volume(array, geometry, modality, unit)
 
@@ -60,38 +69,40 @@ def nifti_geometry(path: str | Path) -> tuple[Geometry, np.dtype]:
 def write_nifti(path: str | Path, volume: Volume) -> None:
     """Write `.nii` or `.nii.gz` with a fresh header: sform and qform (code 1, scanner) in mm, nothing else.
 
-    The qform is left out where the affine has a shear.
-    Images are float32, label maps the smallest unsigned integer type. The same volume gives the same bytes; the file has
-    its name only when it is whole.
+    Images are float32, label maps the smallest unsigned integer type, or int32 with negative labels. The qform is left
+    out where the affine has a shear. The same volume gives the same bytes; the file has its name only when it is whole.
+    NiftiError for labels that do not fit 32 bits.
     """
     path = Path(path)
     array = volume.array
     if np.issubdtype(array.dtype, np.integer):
-        low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+        low, high = int(array.min()), int(array.max())
+        if max(high, -low) > LARGEST_LABEL:
+            raise NiftiError(f"{path}: labels from {low} to {high} do not fit 32 bits. Renumber the labels.")
         array = array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
-        array = array.astype(np.int32) if array.dtype.itemsize > 4 else array
     else:
         array = array.astype(np.float32)
     image = nib.Nifti1Image(array, volume.geometry.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
     image.set_sform(volume.geometry.affine, code=1)
     image.set_qform(volume.geometry.affine, code=1)
-    if _apart_mm(volume.geometry, Geometry(volume.geometry.shape, image.get_qform())) > _forms_tolerance_mm(volume.geometry):
+    if _apart_mm(volume.geometry, Geometry(volume.geometry.shape, image.get_qform())) > _forms_tolerance_mm(
+        volume.geometry
+    ):
         image.set_qform(None, code=0)  # a quaternion cannot hold a shear
     content = image.to_bytes()
     if path.name.endswith(".gz"):
         content = gzip.compress(content, compresslevel=6, mtime=0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
+    partial = path.with_name(f".{path.name}.{os.getpid()}")  # opened by the user's umask: a scan may be private
+    try:
+        with partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _content(path: Path, *, only_header: bool = False) -> bytes:
@@ -107,11 +118,17 @@ def _content(path: Path, *, only_header: bool = False) -> bytes:
                 return head + stream.read(max(end[0] - len(head), 0))
             content = head + stream.read(end[1] - len(head) + 1)
             if zipped and len(content) > end[1]:
-                raise NiftiError(f"{path}: inflates to more than the {end[1]} bytes its header promises. Export it again.")
+                raise NiftiError(
+                    f"{path}: inflates to more than the {end[1]} bytes its header promises. Export it again."
+                )
     except (OSError, EOFError, zlib.error) as error:
-        raise NiftiError(f"{path}: cannot be read whole ({error}). The file is damaged or missing; copy or export it again.") from error
+        raise NiftiError(
+            f"{path}: cannot be read whole ({error}). The file is damaged or missing; copy or export it again."
+        ) from error
     if len(content) < end[1]:
-        raise NiftiError(f"{path}: holds {len(content)} bytes, its header promises {end[1]}; it is truncated. Copy it again.")
+        raise NiftiError(
+            f"{path}: holds {len(content)} bytes, its header promises {end[1]}; it is truncated. Copy it again."
+        )
     return content[: end[1]]
 
 
@@ -121,10 +138,14 @@ def _promised_end(path: Path, head: bytes) -> tuple[int, int]:
     shape = header.get_data_shape()
     voxels = int(np.prod([int(n) for n in shape], dtype=object))
     if voxels < 1 or voxels > MAX_VOXELS:
-        raise NiftiError(f"{path}: the header promises {voxels} voxels {shape}; at most {MAX_VOXELS} are read. Is it an image?")
+        raise NiftiError(
+            f"{path}: the header promises {voxels} voxels {shape}; at most {MAX_VOXELS} are read. Is it an image?"
+        )
     start = max(int(header["vox_offset"]), header.single_vox_offset)
     if start > 2**24:
-        raise NiftiError(f"{path}: the header puts the voxels at byte {start}, behind implausibly long extensions. Export it again.")
+        raise NiftiError(
+            f"{path}: the header puts the voxels at byte {start}, behind implausibly long extensions. Export it again."
+        )
     return start, start + voxels * header.get_data_dtype().itemsize
 
 
@@ -162,11 +183,15 @@ def _geometry(path: Path, image: nib.Nifti1Image) -> Geometry:
     while len(shape) > 3 and shape[-1] == 1:
         shape.pop()
     if len(shape) > 3:
-        raise NiftiError(f"{path}: has {len(shape)} axes {tuple(shape)}; a volume has 3. Split it into one file per volume.")
+        raise NiftiError(
+            f"{path}: has {len(shape)} axes {tuple(shape)}; a volume has 3. Split it into one file per volume."
+        )
     i, j, k = shape + [1] * (3 - len(shape))
     mm = MM_PER_UNIT.get(int(header["xyzt_units"]) & 7)
     if mm is None:
-        raise NiftiError(f"{path}: the header's unit of length (code {int(header['xyzt_units']) & 7}) is unknown. Correct it.")
+        raise NiftiError(
+            f"{path}: the header's unit of length (code {int(header['xyzt_units']) & 7}) is unknown. Correct it."
+        )
     try:
         forms = [form for form, code in (header.get_sform(coded=True), header.get_qform(coded=True)) if code]
         if not forms:

@@ -68,6 +68,24 @@ def test_an_image_is_no_label_map(volume, tmp_path):
         read_nifti(tmp_path / "x.nii", label=True)
 
 
+def test_labels_beyond_32_bits_are_refused_in_and_out(tmp_path):
+    array = np.full((2, 2, 2), 2**31, dtype=np.int64)
+    with pytest.raises(NiftiError, match="do not fit 32 bits"):
+        write_nifti(tmp_path / "x.nii", Volume(array, Geometry(array.shape, np.eye(4)), "SEG", "label"))
+    nib.save(nib.Nifti1Image(array, np.eye(4), dtype=np.int64), tmp_path / "x.nii")
+    with pytest.raises(NiftiError, match="holds label 2147483648"):
+        read_nifti(tmp_path / "x.nii", label=True)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(volume, tmp_path, monkeypatch):
+    write_nifti(tmp_path / "x.nii", volume)
+    before = (tmp_path / "x.nii").read_bytes()
+    monkeypatch.setattr("os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        write_nifti(tmp_path / "x.nii", Volume(volume.array + 1, volume.geometry))
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [before]
+
+
 def damaged(path: Path, volume: Volume, where: int) -> Path:
     write_nifti(path, volume)
     content = bytearray(path.read_bytes())

@@ -1,0 +1,117 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from cohort import cohort, config
+
+from meddiff.config import Window
+from meddiff.data.loader import Draw, Images, Steps, fixed, training_loader
+from meddiff.data.manifest import Manifest
+from meddiff.data.store import Store
+from meddiff.errors import ManifestError
+
+
+def images(tmp_path, dims=2, **data):
+    settings = config(cohort(), tmp_path / "cache", dims).data.model_copy(update=data)
+    manifest = Manifest.read(settings.manifest)
+    cases = manifest.split("train")
+    return Images(manifest, cases, settings, dims, Store(settings).prepare(manifest, cases))
+
+
+def test_batches_of_slices_have_the_size_and_units_of_the_config(tmp_path):
+    batch = next(iter(training_loader(images(tmp_path), 4, 0, 1, seed=0)))
+    assert batch["image"].shape == (4, 1, 16, 16)
+    assert batch["image"].dtype == torch.float32
+    assert batch["image"].min() >= -1
+    assert batch["image"].max() <= 1
+    assert len(batch["case"]) == 4
+
+
+def test_patches_of_volumes_differ_and_hold_foreground(tmp_path):
+    some = images(tmp_path, 3, size=(12, 12, 12), min_foreground=0.2)
+    patches = [some[Draw(0, seed)]["image"] for seed in range(4)]
+    assert all(p.shape == (1, 12, 12, 12) for p in patches)
+    assert not torch.equal(patches[0], patches[1])
+    assert torch.stack([(p > -0.9).float().mean() for p in patches]).min() >= 0.2
+
+
+def test_an_image_larger_than_the_volume_is_padded_with_background(tmp_path):
+    some = images(tmp_path, size=(40, 40))
+    image = some.image(0, 0)
+    assert image.shape == (1, 40, 40)
+    assert (image[0, :10] == -1).all()
+    assert image.max() > -0.5
+
+
+def test_every_epoch_shows_every_item_once_in_another_order():
+    steps = list(Steps(items=12, batch=4, start=0, stop=6, seed=0))
+    epochs = [[d.item for batch in steps[i : i + 3] for d in batch] for i in (0, 3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
+    assert epochs[0] != epochs[1]
+
+
+def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw():
+    whole = list(Steps(items=7, batch=4, start=0, stop=9, seed=3))
+    assert list(Steps(items=7, batch=4, start=5, stop=9, seed=3)) == whole[5:]
+
+
+def test_slices_without_foreground_are_left_out(tmp_path):
+    few, many = images(tmp_path, min_foreground=0.3), images(tmp_path, min_foreground=0.0)
+    assert 0 < len(few) < len(many)
+    assert all((few.image(i, 0) > -0.9).float().mean() >= 0.2 for i in range(len(few)))
+
+
+def test_a_window_that_shows_nothing_is_an_error_with_a_remedy(tmp_path):
+    with pytest.raises(ManifestError, match=r"none of 4 cases has a slice with more than 5% foreground; lower"):
+        images(tmp_path, intensity=Window(low=3000, high=4000))
+
+
+def test_fixed_images_are_the_same_each_time_and_spread_out(tmp_path):
+    some = images(tmp_path, 3, size=(12, 12, 12))
+    torch.testing.assert_close(fixed(some, 3), fixed(some, 3), rtol=0, atol=0)
+    assert len(fixed(images(tmp_path), 5)) == 5
+
+
+def test_the_cache_is_keyed_by_settings_and_source(tmp_path):
+    settings = config(cohort(), tmp_path).data
+    manifest = Manifest.read(settings.manifest)
+    case, other = manifest.cases[:2]
+    keys = {
+        Store(settings).key(case),
+        Store(settings).key(other),
+        Store(settings.model_copy(update={"spacing_mm": (10, 10)})).key(case),
+        Store(settings.model_copy(update={"intensity": Window(low=0, high=1)})).key(case),
+    }
+    assert len(keys) == 4
+    assert Store(settings.model_copy(update={"size": (8, 8)})).key(case) == Store(settings).key(case)
+
+
+def test_the_store_holds_the_preprocessed_volume_and_makes_it_once(tmp_path):
+    settings = config(cohort(), tmp_path / "cache").data
+    manifest = Manifest.read(settings.manifest)
+    store, case = Store(settings), manifest.cases[0]
+    (entry,) = store.prepare(manifest, [case])
+    array = store.array(case)
+    assert array.shape == entry.shape
+    assert array.dtype == np.float16
+    made = [p.stat().st_mtime_ns for p in sorted((tmp_path / "cache").iterdir())]
+    store.prepare(manifest, [case])
+    assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "cache").iterdir())] == made
+    assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+
+
+def test_a_file_that_changed_since_the_scan_is_refused_also_from_the_cache(tmp_path):
+    settings = config(cohort(patients=4), tmp_path / "cache").data
+    manifest = Manifest.read(settings.manifest)
+    case = manifest.cases[0]
+    (path,) = manifest.resolve(case.image[0])
+    Store(settings).prepare(manifest, [case])
+    content, times = path.read_bytes(), path.stat()
+    try:
+        path.write_bytes(content + b"\0")
+        with pytest.raises(ManifestError, match="has changed since the scan"):
+            Store(settings).prepare(manifest, [case])
+    finally:
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))

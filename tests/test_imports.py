@@ -1,0 +1,76 @@
+"""The import rule of the design, read from the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "meddiff"
+BASE = {"errors", "seeds"}
+ALLOWED = {  # what a package may import of ours
+    "errors": set(),
+    "seeds": set(),
+    "config": {"errors"},
+    "diffusion": BASE,
+    "imaging": BASE,
+    "data": BASE | {"config", "imaging"},
+    "networks": BASE | {"config", "diffusion", "imaging", "data"},
+    "tasks": BASE | {"config", "diffusion", "imaging", "data"},
+    "metrics": BASE | {"config", "diffusion", "imaging", "data"},
+    "engines": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
+    "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
+    "cli": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report"},
+}
+ONLY = {  # where a library may be imported
+    "pydicom": {"imaging", "privacy"},
+    "nibabel": {"imaging"},
+    "SimpleITK": {"imaging"},
+    "ignite": {"engines", "metrics", "report", "cli"},
+    "typer": {"cli"},
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module
+            if node.module == "meddiff":
+                yield from (f"meddiff.{alias.name}" for alias in node.names)
+
+
+def package(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    own = package(path)
+    if own == "__init__":
+        return
+    for name in imported(path):
+        first, *rest = name.split(".")
+        if first == "meddiff" and rest:
+            assert rest[0] == own or rest[0] in ALLOWED[own], f"{path.name} imports {name}"
+        assert own in ONLY.get(first, {own}), f"{path.name} imports {name}"
+
+
+def test_diffusion_imports_torch_and_the_standard_library_only():
+    for path in sorted((ROOT / "diffusion").glob("*.py")):
+        for name in imported(path):
+            assert name.split(".")[0] in {"torch", "meddiff", "collections", "dataclasses", "functools", "itertools", "math", "operator", "typing"}
+
+
+def test_geometry_is_numpy_and_errors_only():
+    ours = [name for name in imported(ROOT / "imaging" / "geometry.py") if name.startswith("meddiff")]
+    assert ours == ["meddiff.errors"]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_loads_or_runs_code_from_data(path):
+    text = path.read_text()
+    for risky in ("pickle.", "weights_only=False", "yaml.load(", "extractall(", "shell=True", "torch.hub", "allow_pickle=True"):
+        assert risky not in text
