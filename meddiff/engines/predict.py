@@ -47,7 +47,7 @@ def draw_samples(
     denoise: Denoiser = model
     if any(n > p for n, p in zip(size, config.data.size, strict=True)):
         patch = config.data.size
-        denoise = windowed(model, patch, [min(sample.overlap, p - 1) for p in patch])
+        denoise = windowed(model, patch, [min(sample.overlap, p // 2) for p in patch])
     sampler = SAMPLERS[sample.sampler]
     if sample.sampler == "ancestral":
         sampler = partial(sampler, noise=config.diffusion.noise)

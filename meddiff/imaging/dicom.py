@@ -54,9 +54,13 @@ def find_series(paths: Sequence[Path]) -> tuple[list[Series], list[Refusal]]:
             slices.append(read_slice(path))
         except RefusedError as why:
             refused.append(Refusal(path, why.reason, why.detail))
+    by_uid: dict[str, list[Slice]] = defaultdict(list)
+    for one in slices:
+        by_uid[one.series_uid].append(one)
     series = []
     for stack in _stacks(slices):
         try:
+            _check_series(stack, by_uid[stack[0].series_uid])
             series.append(_series(*_ordered(stack)))
         except RefusedError as why:
             refused += [Refusal(s.path, why.reason, why.detail) for s in stack]
@@ -108,6 +112,33 @@ def _stacks(slices: list[Slice]) -> list[list[Slice]]:
     return [stack for group in groups.values() for stack in group]
 
 
+def _check_series(stack: list[Slice], series: list[Slice]) -> None:
+    """What only the whole series shows: that it is one patient's, and that a lone slice is no stray of a volume."""
+    first = stack[0]
+    patients = len({one.patient_id for one in series})
+    if first.series_uid and patients > 1:
+        raise RefusedError(
+            "several-patients",
+            f"The {len(series)} files with its SeriesInstanceUID are of {patients} patients (PatientID); whose they are is "
+            "unknown. Correct the headers, or leave the series out.",
+        )
+    if (
+        len(stack) == 1
+        and first.series_uid
+        and not all(_parallel(first, one) and _together(first, one) for one in series)
+    ):
+        raise RefusedError(
+            "single-slice",
+            f"It is a lone slice: the {len(series) - 1} other images of its series lie elsewhere and form no volume with it, as "
+            "in a scout. Leave it out.",
+        )
+
+
+def _together(one: Slice, other: Slice) -> bool:
+    """Whether two slices lie at one place."""
+    return float(np.abs(one.position - other.position).max()) < GAP_TOLERANCE_MM
+
+
 def _parallel(one: Slice, other: Slice) -> bool:
     """Whether two slices have one orientation and pixel size."""
     return np.allclose(one.orientation, other.orientation, rtol=0, atol=PLANE_TOLERANCE) and np.allclose(
@@ -146,13 +177,13 @@ def _check_gaps(slices: list[Slice], gaps: np.ndarray) -> None:
             f"{slices[at].path.name} and {slices[at + 1].path.name} lie at the same place: copies, or several volumes "
             "without a tag that tells them apart. Remove one of them.",
         )
-    step = float(np.median(gaps))
+    step = float(np.quantile(gaps, 0.5, method="lower"))  # one of the gaps, also where their number is even
     wrong = np.flatnonzero(np.abs(gaps - step) > max(GAP_TOLERANCE * step, GAP_TOLERANCE_MM))
     if not len(wrong):
         return
     at = int(wrong[0])
     steps = float(gaps[at]) / step
-    missing = steps > 1.5 and abs(steps - round(steps)) < 2 * GAP_TOLERANCE * steps and len(wrong) < len(gaps) / 2
+    missing = steps > 1.5 and abs(steps - round(steps)) < 2 * GAP_TOLERANCE * steps and len(wrong) <= len(gaps) / 2
     guess = "slices are missing" if missing else "the spacing is irregular"
     raise RefusedError(
         "irregular-spacing",

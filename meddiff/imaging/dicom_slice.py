@@ -3,6 +3,7 @@
 All header values are converted here, once: pydicom converts lazily, so that a bad value would otherwise surface later.
 """
 
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from pydicom.uid import (
     UID,
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
 )
@@ -24,13 +28,18 @@ from pydicom.uid import (
 from meddiff.errors import DicomError
 
 MODALITY = {CTImageStorage: "CT", MRImageStorage: "MR", PositronEmissionTomographyImageStorage: "PT"}
+BEFORE_PIXELS = {  # bytes of the pixels' tag, VR and length, for the uncompressed syntaxes (PS3.5 section 7.1)
+    ImplicitVRLittleEndian: 8,
+    ExplicitVRLittleEndian: 12,
+    ExplicitVRBigEndian: 12,
+}
 COSINE_TOLERANCE = 1e-3  # how far row and column cosines may be from unit length and right angles
 KEYWORDS = [
     "SOPClassUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID", "Modality", "ImageType",
     "SeriesDescription", "ImageOrientationPatient", "ImagePositionPatient", "PixelSpacing", "SliceThickness",
     "SpacingBetweenSlices", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames",
     "TemporalPositionIdentifier", "EchoNumbers", "EchoTime", "DiffusionBValue", "Units", "RescaleSlope",
-    "RescaleIntercept", "RescaleType",
+    "RescaleIntercept", "RescaleType", "BitsAllocated",
 ]  # fmt: skip
 
 
@@ -75,9 +84,12 @@ def read_slice(path: Path) -> Slice:
                 raise RefusedError(
                     "deflated", "A deflated file inflates without bound; convert it, for instance with dcmconv."
                 )
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=KEYWORDS)
+            with open(path, "rb") as file:
+                header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=KEYWORDS)
+                rest = os.fstat(file.fileno()).st_size - file.tell()
             modality = _modality(header)
             _check_image(header)
+            _check_length(header, rest)
             return _checked(path, header, modality)
     except RefusedError:
         raise
@@ -145,7 +157,9 @@ def _modality(header: Dataset) -> str:
             "multi-frame", f"{uid.name} with several frames is not read yet; export it as single-frame images."
         )
     if modality is None or stated != modality:
-        raise RefusedError("not-a-scan", f"{uid.name} of modality {stated} is not read; CT, MR and PET images are.")
+        raise RefusedError(
+            "not-a-scan", f"{uid.name} of modality {stated} is not read, only CT, MR and PET images are; leave it out."
+        )
     return modality
 
 
@@ -161,6 +175,18 @@ def _check_image(header: Dataset) -> None:
         raise RefusedError("photometric", f"PhotometricInterpretation is {kind}; only MONOCHROME2 is read. Convert it.")
     if "LOCALIZER" in np.atleast_1d(header.get("ImageType") or []).tolist():
         raise RefusedError("localizer", "It is a localizer, not part of a volume; nothing is to be done.")
+
+
+def _check_length(header: Dataset, rest: int) -> None:
+    """That the pixels are there: `rest` is how many bytes follow the header. Compressed ones show only when decoded."""
+    if rest == 0:
+        raise RefusedError("no-pixels", "It ends before its pixels, or never had any; copy or export it again.")
+    before = BEFORE_PIXELS.get(header.file_meta.TransferSyntaxUID)
+    needed = int(header.Rows) * int(header.Columns) * int(header.get("BitsAllocated") or 16) // 8
+    if before is not None and rest < before + needed:
+        raise RefusedError(
+            "truncated", f"It ends {before + needed - rest} bytes before its last pixel does; copy or export it again."
+        )
 
 
 def _checked(path: Path, header: Dataset, modality: str) -> Slice:

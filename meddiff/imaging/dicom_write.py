@@ -44,7 +44,8 @@ def write_series(
     """Write `slice_0001.dcm`, ... and return their paths, in the order of the volume's third axis.
 
     A reader orders slices along the normal (PS3.3 C.7.6.2): a left-handed grid comes back with its third axis reversed.
-    DicomError for another modality, axes that are not at right angles, or values that 16 bits cannot hold.
+    DicomError for another modality, axes that are not at right angles, values that 16 bits cannot hold, or a folder that
+    holds slices already.
     """
     if volume.modality not in ("CT", "MR"):
         raise DicomError(f"{folder}: a series of modality {volume.modality} is not written; CT and MR are.")
@@ -58,6 +59,10 @@ def write_series(
         raise DicomError(
             f"{folder}: values from {volume.array.min():g} to {volume.array.max():g} do not fit 16 bits "
             f"with intercept {intercept}; scale them, or write NIfTI."
+        )
+    if any(folder.glob("slice_*.dcm")):
+        raise DicomError(
+            f"{folder}: holds slices already, and two series must not mix; choose a new folder, or empty it."
         )
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
