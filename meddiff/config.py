@@ -180,7 +180,9 @@ class SampleConfig(Settings):
     precision: Literal["fp32", "bf16"] = (
         "fp32"  # of the network; in bf16 a sample depends on its batch in the third digit
     )
-    overlap: Annotated[int, Field(ge=0)] = 16  # voxels that windows share where a sample is larger than data.size; half of it at most
+    overlap: Annotated[int, Field(ge=0)] = (
+        16  # voxels that windows share where a sample is larger than data.size; half of it at most
+    )
 
 
 class EvaluateConfig(Settings):

@@ -33,7 +33,15 @@ def tree(manifest: Path, cache: Path, dims: int = 2, **train) -> dict:
             "cache": str(cache),
         },
         "network": {"spatial_dims": dims, "channels": [8, 16], "blocks": 1},
-        "train": {"steps": 6, "batch": 4, "checkpoint_every": 2, "validate_every": 3, "preview_every": 6, "warmup": 2, **train},
+        "train": {
+            "steps": 6,
+            "batch": 4,
+            "checkpoint_every": 2,
+            "validate_every": 3,
+            "preview_every": 6,
+            "warmup": 2,
+            **train,
+        },
         "sample": {"steps": 5, "batch": 4},
         "evaluate": {"n": 8, "projections": 50},
     }

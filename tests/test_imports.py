@@ -61,7 +61,17 @@ def test_imports_point_down(path):
 def test_diffusion_imports_torch_and_the_standard_library_only():
     for path in sorted((ROOT / "diffusion").glob("*.py")):
         for name in imported(path):
-            assert name.split(".")[0] in {"torch", "meddiff", "collections", "dataclasses", "functools", "itertools", "math", "operator", "typing"}
+            assert name.split(".")[0] in {
+                "torch",
+                "meddiff",
+                "collections",
+                "dataclasses",
+                "functools",
+                "itertools",
+                "math",
+                "operator",
+                "typing",
+            }
 
 
 def test_geometry_is_numpy_and_errors_only():
@@ -72,5 +82,13 @@ def test_geometry_is_numpy_and_errors_only():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_loads_or_runs_code_from_data(path):
     text = path.read_text()
-    for risky in ("pickle.", "weights_only=False", "yaml.load(", "extractall(", "shell=True", "torch.hub", "allow_pickle=True"):
+    for risky in (
+        "pickle.",
+        "weights_only=False",
+        "yaml.load(",
+        "extractall(",
+        "shell=True",
+        "torch.hub",
+        "allow_pickle=True",
+    ):
         assert risky not in text

@@ -20,9 +20,15 @@ SETTINGS: dict[str, Any] = {
         "intensity": {"kind": "window", "low": -200, "high": 400},
         "min_foreground": 0.1,
     },
-    "network": {"spatial_dims": 2, "channels": [32, 64, 128], "blocks": 1, "attention": [False, False, True]},
-    "diffusion": {"training": {"kind": "lognormal", "mean": -0.2, "std": 1.6}},
-    "train": {"steps": 450, "batch": 16, "lr": 1e-3, "precision": "bf16", "preview_every": 225, "validate_every": 225},
+    "network": {
+        "spatial_dims": 2,
+        "channels": [32, 64, 96, 128],
+        "blocks": 1,
+        "attention": [False, False, True, True],
+        "patch": 2,
+    },
+    "diffusion": {"training": {"kind": "lognormal", "mean": 0.8, "std": 1.8}},
+    "train": {"steps": 450, "batch": 32, "lr": 1e-3, "precision": "bf16", "preview_every": 225, "validate_every": 225},
     "sample": {"steps": 16},
 }
 

@@ -63,7 +63,9 @@ def draw_samples(
         eps = draw(config.diffusion.noise, (channels, *size), [generator(seed, "start", name) for name in batch])
         x = sigmas[0].item() * eps.to(device)
         with torch.no_grad():
-            x = x + bounded(x, sigmas[0].to(device))  # at sigma_max D is the mean of the data: noise around it, not around 0
+            x = x + bounded(
+                x, sigmas[0].to(device)
+            )  # at sigma_max D is the mean of the data: noise around it, not around 0
         way = [generator(seed, "way", name) for name in batch]
         yield from sampler(bounded, x, sigmas, generators=way, on_step=on_step).cpu()
 

@@ -143,7 +143,9 @@ def evaluator(model: Preconditioned, diffusion: DiffusionConfig, device: torch.d
         sigma = sigma_of(((index + 0.5) * 0.6180339887498949 % 1).clamp(1e-4, 1 - 1e-4)).float()
         eps = draw(diffusion.noise, x0.shape[1:], [generator(0, "held-out", first + i) for i in range(len(x0))])
         with autocast(device, precision):
-            return denoising_loss(model, x0.to(device), eps.to(device), sigma.to(device))[:, None]  # Average wants (B, 1)
+            return denoising_loss(model, x0.to(device), eps.to(device), sigma.to(device))[
+                :, None
+            ]  # Average wants (B, 1)
 
     engine = Engine(step)
     Average().attach(engine, "loss")

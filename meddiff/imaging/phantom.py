@@ -51,9 +51,7 @@ class Phantom:
     patient: str  # "phantom_001"
 
 
-def phantom(
-    patient: int, *, seed: int = 0, modality: str = "ct", size: int = 64, slices: int | None = None
-) -> Phantom:
+def phantom(patient: int, *, seed: int = 0, modality: str = "ct", size: int = 64, slices: int | None = None) -> Phantom:
     """Scan of one patient: (size, size, slices or size) voxels, axes RAS, over a field of view of 240 mm in all three.
 
     Fewer slices are thicker ones. Raises ConfigError for a negative patient, an unknown modality or a size below 16.

@@ -45,12 +45,21 @@ def test_the_road_from_dicom_to_samples(tmp_path, capsys, config):
     assert run(capsys, "prepare", tmp_path / "m.jsonl", config)[0] == 0
     code, said = run(capsys, "train", config, "-o", tmp_path / "run", "--set", f"data.manifest={tmp_path / 'm.jsonl'}")
     assert code == 0, said
-    assert {p.name for p in (tmp_path / "run" / "previews").iterdir()} == {"forward.png", "step_00000006.png", "reverse.png"}
+    assert {p.name for p in (tmp_path / "run" / "previews").iterdir()} == {
+        "forward.png",
+        "step_00000006.png",
+        "reverse.png",
+    }
     for name in ("a", "b"):
         assert run(capsys, "sample", tmp_path / "run", "-n", 2, "-o", tmp_path / name)[0] == 0
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
-    assert run(capsys, "sample", tmp_path / "run", "-n", 2, "-o", tmp_path / "png", "--format", "png", "--sampler", "heun")[0] == 0
+    assert (
+        run(
+            capsys, "sample", tmp_path / "run", "-n", 2, "-o", tmp_path / "png", "--format", "png", "--sampler", "heun"
+        )[0]
+        == 0
+    )
     assert (tmp_path / "png" / "sample_00001.png").stat().st_size > 100
     assert run(capsys, "evaluate", tmp_path / "run", "-o", tmp_path / "e")[0] == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["n"] >= 2
@@ -121,7 +130,11 @@ def test_a_user_sees_no_more_than_errors_when_quiet(tmp_path, capsys):
 @pytest.mark.parametrize("script", ["train.py", "synthesize.py", "evaluate.py"])
 def test_scripts_take_the_arguments_of_the_command(script):
     done = subprocess.run(
-        [sys.executable, SCRIPTS / script, "--help"], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=False
+        [sys.executable, SCRIPTS / script, "--help"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert "--output" in done.stdout

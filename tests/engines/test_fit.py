@@ -46,7 +46,15 @@ def run(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_run_folder_holds_everything(run):
     names = {p.name for p in run.folder.iterdir()}
-    assert names >= {"config.yaml", "manifest.jsonl", "weights.safetensors", "model.json", "checkpoints", "log.jsonl", "tensorboard"}
+    assert names >= {
+        "config.yaml",
+        "manifest.jsonl",
+        "weights.safetensors",
+        "model.json",
+        "checkpoints",
+        "log.jsonl",
+        "tensorboard",
+    }
     records = [json.loads(line) for line in run.log_path.read_text().splitlines()]
     assert records[-1]["step"] == 6
     assert records[-1]["held_out"] > 0
@@ -71,7 +79,9 @@ def test_accumulated_parts_give_the_weights_of_the_whole_batch(tmp_path):
     one = fit(config(cohort(), tmp_path / "cache"), tmp_path / "one")
     parts = fit(config(cohort(), tmp_path / "cache", accumulate=2), tmp_path / "parts")
     for name, value in weights(one).items():
-        torch.testing.assert_close(value, weights(parts)[name], rtol=1e-3, atol=1e-4)  # Adam divides rounding by its own size
+        torch.testing.assert_close(
+            value, weights(parts)[name], rtol=1e-3, atol=1e-4
+        )  # Adam divides rounding by its own size
 
 
 def test_the_same_run_twice_gives_the_same_weights(run, tmp_path):
