@@ -28,7 +28,6 @@ def begin(quiet: bool) -> None:
     handler.setFormatter(logging.Formatter("%(message)s"))
     logger = logging.getLogger("meddiff")
     logger.handlers[:] = [handler]
-    logger.propagate = False
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
     tell.quiet = quiet
     for noisy in ("ignite", "matplotlib"):
