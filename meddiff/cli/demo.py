@@ -27,8 +27,8 @@ SETTINGS: dict[str, Any] = {
         "attention": [False, False, True, True],
         "patch": 2,
     },
-    "diffusion": {"training": {"kind": "lognormal", "mean": 0.8, "std": 1.8}},
-    "train": {"steps": 450, "batch": 32, "lr": 1e-3, "precision": "bf16", "preview_every": 225, "validate_every": 225},
+    "diffusion": {"training": {"kind": "lognormal", "mean": 0.3, "std": 1.8}},
+    "train": {"steps": 560, "batch": 32, "lr": 1e-3, "precision": "bf16", "preview_every": 280, "validate_every": 280},
     "sample": {"steps": 16},
 }
 
