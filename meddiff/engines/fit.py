@@ -190,6 +190,7 @@ def _write_log(session: Session) -> None:
     engine, train = session.engine, session.config.train
     writer = SummaryWriter(str(session.run.tensorboard))
     losses: list[float] = []
+    noted: list[float | None] = [None]  # the held-out loss that is in the log already; it stays for others to show
     began = [time.monotonic()]
 
     def note(engine: Engine) -> None:
@@ -202,8 +203,8 @@ def _write_log(session: Session) -> None:
         rate = len(losses) / max(now - began[0], 1e-9)
         record = {"step": step, "loss": sum(losses) / len(losses), "lr": output["lr"], "grad_norm": output["grad_norm"]}
         engine.state.metrics["loss"] = record["loss"]
-        if "held_out" in engine.state.metrics:
-            record["held_out"] = engine.state.metrics.pop("held_out")
+        if engine.state.metrics.get("held_out") != noted[0]:
+            record["held_out"] = noted[0] = engine.state.metrics["held_out"]
         for name, value in record.items():
             if name != "step":
                 writer.add_scalar(name, value, step)

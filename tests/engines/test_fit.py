@@ -161,6 +161,19 @@ def test_the_learning_rate_warms_up_and_falls_like_a_cosine():
     assert learning_rate(train, 109) < 1e-3
 
 
+def test_the_held_out_loss_stays_there_for_who_shows_it(run, tmp_path):
+    seen = []
+
+    def watch(session):
+        def look(engine):
+            seen.append("held_out" in engine.state.metrics)
+
+        session.engine.add_event_handler(Events.ITERATION_COMPLETED, look)
+
+    fit(run.config(), tmp_path / "run", attach=[watch])
+    assert seen == [False, False, True, True, True, True]  # validate_every is 3, and the log is written at 6
+
+
 def test_devices_and_precisions_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"train\.device: 'warp' cannot be used"):
         choose_device("warp")
