@@ -32,6 +32,10 @@ class GeometryError(MeddiffError):
     """An affine, a shape or two grids that should agree do not."""
 
 
+class MetricError(MeddiffError):
+    """A number of the evaluation cannot be computed from what was given, or would not mean anything."""
+
+
 class NetworkError(MeddiffError):
     """A network cannot be built, or cannot take an input or weights of this shape."""
 

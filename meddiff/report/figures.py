@@ -72,7 +72,7 @@ def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int) 
         axis.set_title(title, fontsize=11)
         axis.axis("off")
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def save_process(path: Path, title: str, rows: Sequence[tuple[str, Sequence[Tensor]]], labels: Sequence[str]) -> None:
@@ -91,10 +91,11 @@ def save_process(path: Path, title: str, rows: Sequence[tuple[str, Sequence[Tens
         axis.set_title(label, fontsize=9)
     figure.suptitle(title, fontsize=11)
     figure.tight_layout()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def save_figure(figure: plt.Figure, path: Path) -> None:
+    """Write a figure as PNG, the same bytes for the same figure, and close it; its folder is made when it is not there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, metadata=METADATA)
     plt.close(figure)
