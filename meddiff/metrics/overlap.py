@@ -17,14 +17,14 @@ def dice(prediction: Array, reference: Array) -> float:
     """
     a, b = map(as_mask, on_one_grid(prediction, reference))
     total = np.count_nonzero(a) + np.count_nonzero(b)
-    return 2 * np.count_nonzero(a & b) / total if total else 1.0
+    return float(2 * np.count_nonzero(a & b) / total) if total else 1.0
 
 
 def iou(prediction: Array, reference: Array) -> float:
     """Intersection over union (Jaccard index) of two masks; both empty: 1, exactly one empty: 0."""
     a, b = map(as_mask, on_one_grid(prediction, reference))
     union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
+    return float(np.count_nonzero(a & b) / union) if union else 1.0
 
 
 def dice_per_label(prediction: Array, reference: Array, labels: Mapping[str, int]) -> dict[str, float]:

@@ -76,7 +76,7 @@ def write_cases(
     means = {name: asdict(bootstrap_mean([row[name] for row in ordered], patients, seed)) for name in _metrics(ordered)}
     facts = {"metrics": means, "interval": "95 % bootstrap over patients", "seed": seed, "ranked_by": by}
     text = json.dumps({**facts, **chosen._asdict()}, indent=2, allow_nan=False, ensure_ascii=False)
-    write_lines(folder / "metrics.json", text.splitlines())
+    write_lines(folder / "metrics.json", text.split("\n"))
     value = {row["case"]: row[by] for row in ordered}
     roles: dict[str, list[str]] = {}
     for role, case in chosen._asdict().items():
@@ -93,7 +93,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
     names = _metrics(rows)
     writer.writerow([*KEYS, *names])
     writer.writerows([row["case"], row["patient"], *(repr(float(row[n])) for n in names)] for row in rows)
-    write_lines(path, text.getvalue().splitlines())
+    write_lines(path, text.getvalue().removesuffix("\n").split("\n"))
 
 
 def save_cases(path: Path, rows: Sequence[tuple[str, Sequence[Picture]]], labels: Mapping[str, int]) -> None:
@@ -102,12 +102,18 @@ def save_cases(path: Path, rows: Sequence[tuple[str, Sequence[Picture]]], labels
     if not count or any(len(pictures) != count for _, pictures in rows):
         found = ", ".join(str(len(pictures)) for _, pictures in rows)
         raise MetricError(f"Every case needs the same number of pictures, one at least; found {found}.")
+    for picture in (p for _, pictures in rows for p in pictures):
+        if picture.label is not None and picture.label.shape != picture.values.shape:
+            raise MetricError(
+                f"{picture.title}: the label map has shape {picture.label.shape}, its image {picture.values.shape}; "
+                "both must be one slice."
+            )
     colours = label_colours(labels)
     height, width = rows[0][1][0].values.shape
     size = (2.6 * count + 0.4, (2.6 * height / width + 0.3) * len(rows) + 0.6)
     figure, axes = plt.subplots(len(rows), count, figsize=size, squeeze=False, layout="constrained")
     for (name, pictures), line in zip(rows, axes, strict=True):
-        line[0].set_ylabel(name, fontsize=8)
+        line[0].set_ylabel(name, fontsize=8, parse_math=False)  # a name may hold a $
         for axis, picture in zip(line, pictures, strict=True):
             _draw(axis, picture, labels, colours)
     if colours:
@@ -129,11 +135,6 @@ def _draw(
     low, high = picture.limits
     drawn = axis.imshow(picture.values, cmap=picture.colours, vmin=low, vmax=high, interpolation="nearest")
     if picture.label is not None:
-        if picture.label.shape != picture.values.shape:
-            raise MetricError(
-                f"{picture.title}: the label map has shape {picture.label.shape}, its image {picture.values.shape}; "
-                "both must be one slice."
-            )
         overlay = np.zeros((*picture.label.shape, 4))
         for name, colour in colours.items():
             overlay[picture.label == labels[name]] = (*colour, OPACITY)
@@ -149,15 +150,20 @@ def _metrics(rows: Sequence[Row]) -> list[str]:
     """The names of the metrics, in the first row's order; MetricError where the rows are not a whole table."""
     if not rows:
         raise MetricError("There is no case to report. Check that the split has cases and that not all of them failed.")
+    first = rows[0]
+    if not set(KEYS) < set(first):
+        raise MetricError(f"A row has a case, a patient and at least one metric; found {', '.join(first)}.")
+    for row in rows:
+        if set(row) != set(first):
+            differing = ", ".join(sorted(set(row) ^ set(first)))
+            raise MetricError(
+                f"{row.get('case')}: has other columns than {first['case']}: {differing}. Measure the same of all."
+            )
     cases = [row["case"] for row in rows]
     if len(set(cases)) < len(cases):
         twice = next(c for c in cases if cases.count(c) > 1)
         raise MetricError(f"{twice}: is in the table twice. Give every case one row.")
-    first = rows[0]
     for row in rows:
-        if set(row) != set(first):
-            differing = ", ".join(sorted(set(row) ^ set(first)))
-            raise MetricError(f"{row['case']}: measured other things than {first['case']}: {differing}. Measure all.")
         for name, value in row.items():
             if name not in KEYS and not isfinite(value):
                 raise MetricError(f"{row['case']}: {name} is {value}, which no mean can hold. Give it a finite result.")
