@@ -12,7 +12,11 @@ MAX_PERIOD = 10000  # of the noise embedding, as in Ho et al. 2020
 
 
 class ResBlock(nn.Module):
-    """Residual block: (B, inputs, *spatial) -> (B, outputs, *spatial), shifted per channel by the embedding."""
+    """Residual block: (B, inputs, *spatial) -> (B, outputs, *spatial).
+
+    The embedding scales and shifts each channel (Nichol and Dhariwal 2021, section 3); `plain`: shifts it, as Ho et al.
+    2020, in a block that starts as its skip connection.
+    """
 
     def __init__(
         self,
@@ -24,15 +28,18 @@ class ResBlock(nn.Module):
         groups: int,
         dropout: float,
         checkpointing: bool,
+        plain: bool,
     ) -> None:
         super().__init__()
-        self.checkpointing = checkpointing
+        self.checkpointing, self.plain = checkpointing, plain
         self.norm1 = nn.GroupNorm(groups, inputs, eps=EPS)
         self.conv1 = convolution(spatial_dims, inputs, outputs)
-        self.embed_proj = nn.Linear(embedding, outputs)
+        self.embed_proj = nn.Linear(embedding, outputs if plain else 2 * outputs)
         self.norm2 = nn.GroupNorm(groups, outputs, eps=EPS)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zeroed(convolution(spatial_dims, outputs, outputs))  # the block starts as its skip connection
+        self.conv2 = convolution(spatial_dims, outputs, outputs)
+        if plain:
+            zeroed(self.conv2)
         same = inputs == outputs
         self.skip_connection = nn.Identity() if same else convolution(spatial_dims, inputs, outputs, kernel=1)
 
@@ -45,9 +52,13 @@ class ResBlock(nn.Module):
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """The block's computation, without checkpointing."""
         h = self.conv1(F.silu(self.norm1(x)))  # (B, outputs, *spatial)
-        h = h + self.embed_proj(emb)[(..., *[None] * (x.ndim - 2))]
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
-        return self.skip_connection(x) + h
+        change = self.embed_proj(emb)[(..., *[None] * (x.ndim - 2))]  # (B, outputs or twice that, 1, ...)
+        if self.plain:
+            h = self.norm2(h + change)
+        else:
+            scale, shift = change.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.skip_connection(x) + self.conv2(self.dropout(F.silu(h)))
 
 
 class Attention(nn.Module):
@@ -69,12 +80,14 @@ class Attention(nn.Module):
 
 
 class Down(nn.Module):
-    """One level on the way down; everything it computes is also left in `skips`."""
+    """One level on the way down; what its blocks compute is also left in `skips`, and what is halved if `plain`."""
 
-    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], downsampler: nn.Module | None) -> None:
+    def __init__(
+        self, resnets: list[nn.Module], attentions: list[nn.Module], downsampler: nn.Module | None, plain: bool
+    ) -> None:
         super().__init__()
         self.resnets, self.attentions = nn.ModuleList(resnets), nn.ModuleList(attentions)
-        self.downsampler = downsampler
+        self.downsampler, self.plain = downsampler, plain
 
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block, attend in zip(self.resnets, self.attentions, strict=True):
@@ -82,12 +95,13 @@ class Down(nn.Module):
             skips.append(h)
         if self.downsampler is not None:
             h = self.downsampler(h)  # (B, C, *spatial / 2)
-            skips.append(h)
+            if self.plain:
+                skips.append(h)
         return h
 
 
 class Up(nn.Module):
-    """One level on the way up; each block takes the latest of `skips` beside its input."""
+    """One level on the way up, before its upsampler; each block takes the latest of `skips` beside its input."""
 
     def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], upsampler: nn.Module | None) -> None:
         super().__init__()
@@ -97,7 +111,7 @@ class Up(nn.Module):
     def forward(self, h: Tensor, emb: Tensor, skips: list[Tensor]) -> Tensor:
         for block, attend in zip(self.resnets, self.attentions, strict=True):
             h = attend(block(torch.cat([h, skips.pop()], dim=1), emb))
-        return h if self.upsampler is None else self.upsampler(h)  # (B, C, *spatial * 2)
+        return h
 
 
 class Upsample(nn.Module):
@@ -122,6 +136,39 @@ def zeroed(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def head(spatial_dims: int, groups: int, inputs: int, outputs: int) -> nn.Sequential:
+    """From features to an output, 0 at the start of training."""
+    conv = zeroed(convolution(spatial_dims, inputs, outputs))
+    return nn.Sequential(nn.GroupNorm(groups, inputs, eps=EPS), nn.SiLU(), conv)
+
+
+def halved(x: Tensor) -> Tensor:
+    """Averages of 2 voxels an axis, (B, C, *spatial / 2)."""
+    return F.avg_pool2d(x, 2) if x.ndim == 4 else F.avg_pool3d(x, 2)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """Linear interpolation to twice the size, (B, C, *spatial * 2)."""
+    return F.interpolate(x, scale_factor=2.0, mode="bilinear" if x.ndim == 4 else "trilinear")
+
+
+def wide(x: Tensor) -> Tensor:
+    """x in float32 at least: what is subtracted or squared must not be in bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def unit(x: Tensor) -> Tensor:
+    """Each channel of each image at root mean square 1; a channel of zeros stays one."""
+    spatial = tuple(range(2, x.ndim))
+    return x * (wide(x).square().mean(spatial, keepdim=True) + EPS).rsqrt()
+
+
+def detail(x: Tensor, width: int = 5) -> Tensor:
+    """x less its moving average over `width` voxels an axis, the average being over what lies inside the image."""
+    pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
+    return x - pool(x, width, 1, width // 2, count_include_pad=False)
 
 
 def sinusoids(values: Tensor, channels: int) -> Tensor:

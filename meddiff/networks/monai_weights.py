@@ -29,7 +29,7 @@ def from_monai_weights(unet: UNet, state: Mapping[str, Tensor]) -> UNet:
     """Load a MONAI `DiffusionModelUNet.state_dict()` into `unet`, in place, and return it.
 
     `norm_groups` and `head_channels` leave no trace in weights: build `unet` with MONAI's norm_num_groups and
-    num_head_channels (32 and 8 by default), `noise_scale=1` and `middle_attention=True`. If MONAI's class embedding has
+    num_head_channels (32 and 8 by default), `plain=True`, `noise_scale=1` and `middle_attention=True`. If MONAI's class embedding has
     `unet.classes` rows, 'no class' becomes a row of zeros; with one row more, MONAI's last row is 'no class'.
     Raises NetworkError for what our U-Net has not, and where names or shapes differ.
     """
@@ -51,7 +51,7 @@ def from_monai_weights(unet: UNet, state: Mapping[str, Tensor]) -> UNet:
         )
         raise NetworkError(
             f"{len(wrong)} of the MONAI weights do not fit this UNet: {shown}. Build the UNet with "
-            "MONAI's channels, blocks, attention levels and classes, and with middle_attention=True."
+            "MONAI's channels, blocks, attention levels and classes, with plain=True and middle_attention=True."
         )
     unet.load_state_dict(weights)
     return unet

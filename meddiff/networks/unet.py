@@ -1,7 +1,9 @@
 """One U-Net for 2D and 3D: the network F inside a denoiser, for any image size.
 
-The structure is that of Ho et al. 2020 (DDPM) as MONAI builds it, so that MONAI's weights can be loaded. Besides: sizes
-need not divide by anything, attention stands only where it is asked for, and memory can be traded for time.
+Sizes need not divide by anything, attention stands only where it is asked for, and memory can be traded for time. What
+makes it learn fast: every level also sees the image at its own resolution and adds to the output there (the pyramids of
+Song et al. 2021, appendix H), and for the finest detail it only says how much of the input's to keep. `plain` is the network of
+Ho et al. 2020 as MONAI builds it, so that MONAI's weights can be loaded.
 """
 
 import math
@@ -15,7 +17,6 @@ from torch import Tensor, nn
 from meddiff.diffusion.denoiser import Condition
 from meddiff.errors import NetworkError
 from meddiff.networks.blocks import (
-    EPS,
     Attention,
     Down,
     ResBlock,
@@ -23,9 +24,14 @@ from meddiff.networks.blocks import (
     Upsample,
     convolution,
     depth_to_space,
+    detail,
+    doubled,
+    halved,
+    head,
     sinusoids,
     space_to_depth,
-    zeroed,
+    unit,
+    wide,
 )
 
 
@@ -42,7 +48,7 @@ class UNet(nn.Module):
         in_channels: int,  # of x, without the condition
         out_channels: int,
         channels: Sequence[int] = (32, 64, 128),  # per level; each level halves the size
-        blocks: int | Sequence[int] = 2,  # residual blocks per level; one more on the way up
+        blocks: int | Sequence[int] = 2,  # residual blocks per level, each way
         attention: Sequence[bool] | None = None,  # per level; None: nowhere
         head_channels: int | Sequence[int] = 32,  # channels of one attention head, per level
         norm_groups: int = 8,  # must divide every entry of `channels`
@@ -54,6 +60,7 @@ class UNet(nn.Module):
         noise_scale: float = 1.0,  # c_noise is multiplied by it before the embedding
         middle_attention: bool | None = None,  # None: as the deepest level; MONAI's networks always have it
         patch: int = 1,  # work at 1/patch of the resolution: blocks of voxels as channels
+        plain: bool = False,  # as MONAI: one more block per level on the way up, no pyramids, no gain
     ) -> None:
         super().__init__()
         levels = len(channels)
@@ -66,7 +73,8 @@ class UNet(nn.Module):
         self.spatial_dims, self.in_channels, self.out_channels = spatial_dims, in_channels, out_channels
         self.channels, self.norm_groups, self.attention = tuple(channels), norm_groups, tuple(map(bool, attends))
         self.cond_channels, self.classes, self.covariates = cond_channels, classes, covariates
-        self.noise_scale, self.patch = noise_scale, patch
+        self.noise_scale, self.patch, self.plain = noise_scale, patch, plain
+        self.gain = not plain and out_channels == in_channels  # the output is of the kind of x: x's own detail helps
         self.multiple = patch * 2 ** (levels - 1)  # voxels; what a size is padded to
 
         width = 4 * channels[0]  # of the embedding
@@ -78,7 +86,10 @@ class UNet(nn.Module):
             groups=norm_groups,
             dropout=dropout,
             checkpointing=checkpointing,
+            plain=plain,
         )
+        voxels = patch**spatial_dims  # of a patch
+        seen, said = (in_channels + cond_channels) * voxels, (1 + self.gain) * out_channels * voxels
 
         def attend(level: int, wanted: bool) -> nn.Module:
             return Attention(channels[level], heads[level], norm_groups) if wanted else nn.Identity()
@@ -88,17 +99,18 @@ class UNet(nn.Module):
             self.class_embedding = nn.Embedding(classes + 1, width)  # the last row is 'no class'
         if covariates:
             self.covariate_embed = nn.Sequential(nn.Linear(2 * covariates, width), nn.SiLU(), nn.Linear(width, width))
-        self.conv_in = conv((in_channels + cond_channels) * patch**spatial_dims, channels[0])
+        self.conv_in = conv(seen, channels[0])
+        self.coarse_in = nn.ModuleList([] if plain else [conv(seen, n, kernel=1) for n in channels[:-1]])
 
         self.down_blocks, self.up_blocks = nn.ModuleList(), nn.ModuleList()
-        skips = [channels[0]]  # channels of what the way down leaves for the way up
+        skips = [channels[0]] if plain else []  # channels of what the way down leaves for the way up
         for level, (own, number) in enumerate(zip(channels, numbers, strict=True)):
             inputs = [channels[max(level - 1, 0)], *[own] * (number - 1)]
             stride = conv(own, own, stride=2) if level < levels - 1 else None
             self.down_blocks.append(
-                Down([block(n, own) for n in inputs], [attend(level, attends[level]) for _ in inputs], stride)
+                Down([block(n, own) for n in inputs], [attend(level, attends[level]) for _ in inputs], stride, plain)
             )
-            skips += [own] * (number + (stride is not None))
+            skips += [own] * (number + (plain and stride is not None))
 
         deepest = channels[-1]
         self.middle_block = nn.ModuleDict(
@@ -111,7 +123,7 @@ class UNet(nn.Module):
 
         for level in reversed(range(levels)):
             own = channels[level]
-            inputs = [channels[min(level + 1, levels - 1)], *[own] * numbers[level]]
+            inputs = [channels[min(level + 1, levels - 1)], *[own] * (numbers[level] - (not plain))]
             self.up_blocks.append(
                 Up(
                     [block(n + skips.pop(), own) for n in inputs],
@@ -120,11 +132,9 @@ class UNet(nn.Module):
                 )
             )
 
-        self.out = nn.Sequential(
-            nn.GroupNorm(norm_groups, channels[0], eps=EPS),
-            nn.SiLU(),
-            zeroed(conv(channels[0], out_channels * patch**spatial_dims)),
-        )
+        finish = partial(head, spatial_dims, norm_groups)
+        self.coarse_out = nn.ModuleList([] if plain else [finish(n, said) for n in reversed(channels[1:])])
+        self.out = finish(channels[0], said)
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Condition | None = None) -> Tensor:
         """Output (B, out_channels, *spatial) for x (B, in_channels, *spatial) and c_noise () or (B,).
@@ -136,18 +146,33 @@ class UNet(nn.Module):
         self.check_condition(x, cond)
         emb = F.silu(self.embed(x, c_noise, cond))  # (B, width); every block starts with this SiLU
         image = x if cond.image is None else torch.cat([x, cond.image.to(x.dtype)], dim=1)
-        h = self.conv_in(space_to_depth(self.padded(image), self.patch))
-        skips = [h]
-        for down in self.down_blocks:
+        image = self.padded(image)
+        seen = space_to_depth(image, self.patch)
+        h = self.conv_in(seen)
+        skips = [h] if self.plain else []
+        for level, down in enumerate(self.down_blocks):
+            if level and not self.plain:
+                seen = halved(seen)
+                h = h + self.coarse_in[level - 1](unit(seen))
             h = down(h, emb, skips)
         h = self.middle_block["resnet_1"](h, emb)
         h = self.middle_block["attention"](h)
         h = self.middle_block["resnet_2"](h, emb)
-        for up in self.up_blocks:
+        said = None
+        for step, up in enumerate(self.up_blocks):
             h = up(h, emb, skips)
+            if up.upsampler is not None:
+                if not self.plain:
+                    here = self.coarse_out[step](h)
+                    said = doubled(here if said is None else said + here)
+                h = up.upsampler(h)
+        here = self.out(h)
+        out = depth_to_space(here if said is None else here + said, self.patch, self.spatial_dims)
+        if self.gain:
+            out, gain = wide(out).chunk(2, dim=1)
+            out = torch.addcmul(out, gain, unit(detail(wide(image[:, : self.in_channels]))))
         crop: tuple = (..., *(slice(n) for n in x.shape[2:]))
-        h = depth_to_space(self.out(h), self.patch, self.spatial_dims)  # (B, out_channels, *padded)
-        return h[crop]  # (B, out_channels, *spatial)
+        return out[crop]  # (B, out_channels, *spatial)
 
     def embed(self, x: Tensor, c_noise: Tensor, cond: Condition) -> Tensor:
         """Sum of the embeddings of noise level, class and covariates, (B, width); x gives batch, device and dtype."""

@@ -67,7 +67,7 @@ def our_network(spatial_dims=2, attention=(False, True), classes=0, blocks=(1, 2
         attention=attention,
         head_channels=8,
         classes=classes,
-        **{"middle_attention": True, **settings},
+        **{"middle_attention": True, "plain": True, **settings},
     ).eval()
 
 
@@ -112,6 +112,7 @@ def test_a_condition_image_takes_the_place_of_an_input_channel():
         norm_groups=4,
         attention=(False, True),
         head_channels=8,
+        plain=True,
     ).eval()
     from_monai_weights(ours, theirs.state_dict())
     x, timesteps = batch((8, 8))

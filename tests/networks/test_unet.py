@@ -68,9 +68,14 @@ def test_noise_scale_multiplies_the_noise_level():
     torch.testing.assert_close(thousand(x, NOISE), one(x, 1000.0 * NOISE))
 
 
-def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input():
-    network = UNet(spatial_dims=2, in_channels=1, out_channels=2, attention=(False, False, True))
+@pytest.mark.parametrize("plain", [False, True])
+def test_an_untrained_network_says_zero(plain):
+    network = UNet(spatial_dims=2, in_channels=1, out_channels=1, attention=(False, False, True), plain=plain)
     assert not network(images(2, 1, 8, 8), NOISE).any()
+
+
+def test_the_blocks_of_an_untrained_plain_network_pass_their_input():
+    network = UNet(spatial_dims=2, in_channels=1, out_channels=2, attention=(False, False, True), plain=True)
     h = images(2, 32, 4, 4)
     assert torch.equal(network.down_blocks[0].resnets[0](h, images(2, 128)), h)
     assert torch.equal(Attention(32, 8, 8)(h), h)
@@ -80,10 +85,10 @@ def test_an_untrained_network_says_zero_and_its_blocks_pass_their_input():
     ("attention", "middle", "number"),
     [
         (None, None, 0),
-        ((False, True), None, 1 + 1 + 2),
-        ((True, False), None, 1 + 2),
+        ((False, True), None, 1 + 1 + 1),
+        ((True, False), None, 1 + 1),
         (None, True, 1),
-        ((False, True), False, 1 + 2),
+        ((False, True), False, 1 + 1),
     ],
 )
 def test_attention_stands_only_where_asked_for(attention, middle, number):
