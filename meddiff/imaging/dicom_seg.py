@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence, PixelMeasuresSequence
+from highdicom import AlgorithmIdentificationSequence
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.sr.codedict import codes
 
@@ -110,8 +110,7 @@ def _write(
     settings = (kind, sorted(names.items()), description, sorted((parameters or {}).items()), VERSION)
     seed = digest(content, origin.series.uid, images, settings)
     date, time = origin.moment
-    geometry, first = origin.series.geometry, origin.headers[0]
-    spacing = geometry.spacing_mm[2]
+    first = origin.headers[0]
     try:
         seg = Segmentation(
             source_images=list(origin.headers),
@@ -132,17 +131,16 @@ def _write(
             series_description=description,
             content_date=date,
             content_time=time,
-            pixel_measures=PixelMeasuresSequence(
-                pixel_spacing=first.PixelSpacing,
-                slice_thickness=float(first.get("SliceThickness") or spacing),
-                spacing_between_slices=float(decimal(spacing)),
-            ),
         )
     except (ValueError, TypeError, AttributeError) as e:
         raise DicomError(f"{path}: the header of {origin.series.files[0]} cannot be taken over: {e}. Repair it.") from e
     seg.file_meta = file_meta(seg.SOPClassUID, seg.SOPInstanceUID)
     del seg.InstanceCreationDate, seg.InstanceCreationTime  # the clock, as is what highdicom says of itself:
     del seg.ContributingEquipmentSequence[-1].ContributionDateTime
+    spacing = decimal(origin.series.geometry.spacing_mm[2])
+    measures = seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = spacing  # highdicom says 1 mm of a lone slice
+    measures.SliceThickness = first.get("SliceThickness") or spacing
     organisation = uid(seed, "dimensions")
     for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
         item.DimensionOrganizationUID = organisation

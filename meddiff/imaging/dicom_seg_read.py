@@ -75,6 +75,8 @@ def _decoded(path: Path, seg: Segmentation) -> tuple[Volume, dict[int, str]]:
         array = array[::-1]
         lps[:3, 3] += lps[:3, 2] * (len(array) - 1)
         lps[:3, 2] *= -1
+    if len(array) == 1:  # without a neighbour highdicom may take 1 mm
+        lps[:3, 2] *= _thickness(seg) / np.linalg.norm(lps[:3, 2])
     described = {int(n): seg.get_segment_description(n) for n in seg.segment_numbers}
     kept = {n: NUMBERED.fullmatch(str(one.get("SegmentDescription", ""))) for n, one in described.items()}
     numbers = {n: int(match[1]) for n, match in kept.items() if match}
@@ -86,3 +88,11 @@ def _decoded(path: Path, seg: Segmentation) -> tuple[Volume, dict[int, str]]:
     labels = np.ascontiguousarray(table[array].T)  # (columns, rows, slices)
     names = {number: described[segment].segment_label for segment, number in numbers.items()}
     return Volume(labels, Geometry.from_lps(labels.shape, lps), "SEG", "label"), names
+
+
+def _thickness(seg: Segmentation) -> float:
+    """Millimetres from a slice to the next, of which there is none (PS3.3 C.7.6.16.2.1)."""
+    for groups in (seg.SharedFunctionalGroupsSequence[0], seg.PerFrameFunctionalGroupsSequence[0]):
+        for measures in groups.get("PixelMeasuresSequence", []):
+            return float(measures.get("SpacingBetweenSlices") or measures.SliceThickness)
+    raise ValueError("PixelMeasuresSequence is missing")
