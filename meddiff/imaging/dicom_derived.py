@@ -6,7 +6,7 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
-from highdicom import ContributingEquipment
+from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sr.codedict import codes
 
@@ -24,6 +24,9 @@ NOT_KEPT = (  # of these groups: what is said of the source's instance, or of th
     "SourceImageSequence", "ReferencedImageSequence", "ReferencedPerformedProcedureStepSequence", "StationName",
     "DeviceSerialNumber", "DateOfLastCalibration", "TimeOfLastCalibration", "DeviceUID", "ImageComments",
     "ReferencedRawDataSequence", "SOPInstanceStatus", "IconImageSequence",
+)  # fmt: skip
+EQUIPMENT = (
+    "Manufacturer", "InstitutionName", "StationName", "ManufacturerModelName", "DeviceSerialNumber", "SoftwareVersions",
 )  # fmt: skip
 KEPT_OF_PIXELS = (  # of group 0028, which is written anew
     "PixelSpacing", "PixelSpacingCalibrationType", "PixelSpacingCalibrationDescription", "WindowCenter", "WindowWidth",
@@ -84,7 +87,7 @@ def _slice(origin: Source, k: int, stored: Stored, seed: object) -> FileDataset:
     ds.SourceImageSequence = [_reference(header)]
     ds.ContributingEquipmentSequence = [
         *header.get("ContributingEquipmentSequence", []),
-        *([ContributingEquipment.for_image_acquisition(header)] if header.Manufacturer else []),
+        *([_scanner(header)] if header.Manufacturer else []),
         own_equipment("Computed the pixels from those of the source images"),
     ]
     ds.Manufacturer, ds.ManufacturerModelName, ds.SoftwareVersions = MAKER, MAKER, VERSION
@@ -106,7 +109,15 @@ def _reference(header: Dataset) -> Dataset:
     """PS3.3 table 10-3, with its purpose."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
-    purpose, code = Dataset(), codes.DCM.SourceImageForImageProcessingOperation
-    purpose.CodeValue, purpose.CodingSchemeDesignator, purpose.CodeMeaning = code[:3]
-    item.PurposeOfReferenceCodeSequence = [purpose]
+    item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.DCM.SourceImageForImageProcessingOperation)]
+    return item
+
+
+def _scanner(header: Dataset) -> Dataset:
+    """The source's own equipment as contributing equipment (PS3.3 C.12.1.1.5), its values as they stand."""
+    item = Dataset()
+    for keyword in EQUIPMENT:
+        if keyword in header:
+            item.add(deepcopy(header[keyword]))
+    item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(codes.DCM.AcquisitionEquipment)]
     return item

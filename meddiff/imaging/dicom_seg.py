@@ -6,7 +6,9 @@ number is kept in the segment's description.
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -111,29 +113,37 @@ def _write(
     seed = digest(content, origin.series.uid, images, settings)
     date, time = origin.moment
     first = origin.headers[0]
+    nameless = deepcopy(first)
+    nameless.PatientName = None  # a name that highdicom finds odd goes to its log
     try:
-        seg = Segmentation(
-            source_images=list(origin.headers),
-            pixel_array=frames,
-            segmentation_type=kind,
-            segment_descriptions=_descriptions(names, parameters),
-            series_instance_uid=uid(seed, "series"),
-            series_number=SERIES_NUMBER + int(first.get("SeriesNumber") or 0),
-            sop_instance_uid=uid(seed, "instance"),
-            instance_number=1,
-            manufacturer=MAKER,
-            manufacturer_model_name=MAKER,
-            software_versions=VERSION,
-            device_serial_number="0",  # of type 1; software has none
-            omit_empty_frames=bool(frames.any()),
-            content_label="SEGMENTATION",
-            content_description=description,
-            series_description=description,
-            content_date=date,
-            content_time=time,
-        )
-    except (ValueError, TypeError, AttributeError) as e:
-        raise DicomError(f"{path}: the header of {origin.series.files[0]} cannot be taken over: {e}. Repair it.") from e
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd values of the source, which they repeat
+            seg = Segmentation(
+                source_images=[nameless, *origin.headers[1:]],
+                pixel_array=frames,
+                segmentation_type=kind,
+                segment_descriptions=_descriptions(names, parameters),
+                series_instance_uid=uid(seed, "series"),
+                series_number=SERIES_NUMBER + int(first.get("SeriesNumber") or 0),
+                sop_instance_uid=uid(seed, "instance"),
+                instance_number=1,
+                manufacturer=MAKER,
+                manufacturer_model_name=MAKER,
+                software_versions=VERSION,
+                device_serial_number="0",  # of type 1; software has none
+                omit_empty_frames=bool(frames.any()),
+                content_label="SEGMENTATION",
+                content_description=description,
+                series_description=description,
+                content_date=date,
+                content_time=time,
+            )
+    except (ValueError, TypeError, AttributeError) as e:  # whose text may repeat who the patient is
+        raise DicomError(
+            f"{path}: the header of {origin.series.files[0]} cannot be taken over ({type(e).__name__}); repair its dates and "
+            "other values, or write NIfTI."
+        ) from e
+    seg.PatientName = first.PatientName
     seg.file_meta = file_meta(seg.SOPClassUID, seg.SOPInstanceUID)
     del seg.InstanceCreationDate, seg.InstanceCreationTime  # the clock, as is what highdicom says of itself:
     del seg.ContributingEquipmentSequence[-1].ContributionDateTime

@@ -58,8 +58,8 @@ def _header(path: Path) -> Dataset:
             warnings.simplefilter("ignore")  # pydicom's about odd values, which are kept as they are
             header = pydicom.dcmread(path, stop_before_pixels=True)
             header.decode()
-    except Exception as e:  # pydicom raises many kinds for damaged values
-        raise DicomError(f"{path}: its header cannot be read ({type(e).__name__}: {e}); export it again.") from e
+    except Exception as e:  # pydicom raises many kinds for damaged values, and repeats the values
+        raise DicomError(f"{path}: its header cannot be read ({type(e).__name__}); export it again.") from e
     for keyword in IDENTIFIERS:
         if not header.get(keyword):
             raise DicomError(

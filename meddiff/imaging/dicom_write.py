@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def save(dataset: Dataset, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file:
+        with partial.open("wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's about odd values of a source, which they repeat
             dataset.save_as(file, enforce_file_format=True)
             file.flush()
             os.fsync(file.fileno())

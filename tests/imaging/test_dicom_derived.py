@@ -103,6 +103,21 @@ def test_nothing_private_and_nothing_of_the_old_pixels_is_kept(tmp_path, files):
         assert not {"SmallestImagePixelValue", "PixelPaddingValue", "InstanceCreationDate"} & set(ds.dir())
 
 
+def test_odd_values_of_the_source_are_kept_and_reach_no_log(tmp_path, files, caplog, capfd):
+    for path in files:
+        header = pydicom.dcmread(path)
+        header.PatientName, header.AcquisitionDateTime, header.StationName = "PLANTED^SOMEONE", "20200101", "HERE"
+        header.save_as(path)
+        content = path.read_bytes().replace(b"PLANTED^SOMEONE", b"PLANTED=A=B=C=D").replace(b"20200101", b"PLANTED!")
+        path.write_bytes(content)
+    paths = derive(tmp_path / "out", restored(read_series(files)), files)
+    content = paths[0].read_bytes()
+    assert b"PLANTED=A=B=C=D" in content
+    assert b"PLANTED!" in content
+    assert pydicom.dcmread(paths[0]).ContributingEquipmentSequence[0].StationName == "HERE"
+    assert "PLANTED" not in caplog.text + "".join(capfd.readouterr())
+
+
 @needs_dciodvfy
 @pytest.mark.parametrize("whole", [True, False])
 @pytest.mark.parametrize("source", ["real CT", "CT", "MR"])

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -265,6 +266,30 @@ def test_a_name_in_any_script_and_a_poor_header_survive(tmp_path, files):
     seg = pydicom.dcmread(path)
     assert (str(seg.PatientName), seg.PatientSex, seg.ContentDate) == ("Müller^Zoë", "", "19000101")
     assert read_seg(path)[1][7] == "Läsion Größe"
+
+
+@pytest.mark.parametrize("name", ["PLANTEDNAME", "PLANTED^" + "X" * 70, "PLANTED\\NAME"])
+def test_an_odd_name_of_a_patient_is_kept_and_reaches_no_log(tmp_path, files, name, caplog, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for path in files:
+            header = pydicom.dcmread(path)
+            header.PatientName = name
+            header.save_as(path)
+    seg = write_seg(tmp_path / "a.dcm", labels_on(read_series(files).geometry), NAMES, files)
+    assert name.encode() in seg.read_bytes()
+    assert "PLANTED" not in caplog.text + "".join(capfd.readouterr())
+
+
+def test_a_damaged_date_is_refused_without_repeating_it(tmp_path, files):
+    for path in files:
+        header = pydicom.dcmread(path)
+        header.PatientBirthDate = "19700101"
+        header.save_as(path)
+        path.write_bytes(path.read_bytes().replace(b"19700101", b"PLANTED!"))
+    with pytest.raises(DicomError, match="cannot be taken over") as refused:
+        write_seg(tmp_path / "a.dcm", labels_on(read_series(files).geometry), NAMES, files)
+    assert "PLANTED!" not in str(refused.value)
 
 
 def test_what_is_no_readable_seg_is_refused(tmp_path, files):
