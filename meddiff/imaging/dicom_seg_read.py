@@ -77,7 +77,7 @@ def _decoded(path: Path, seg: Segmentation) -> tuple[Volume, dict[int, str]]:
         lps[:3, 2] *= -1
     if len(array) == 1:  # without a neighbour highdicom may take 1 mm
         lps[:3, 2] *= _thickness(seg) / np.linalg.norm(lps[:3, 2])
-    described = {int(n): seg.get_segment_description(n) for n in seg.segment_numbers}
+    described = {int(n): seg.get_segment_description(n) for n in seg.segment_numbers if int(n)}
     kept = {n: NUMBERED.fullmatch(str(one.get("SegmentDescription", ""))) for n, one in described.items()}
     numbers = {n: int(match[1]) for n, match in kept.items() if match}
     if len(numbers) < len(described) or len(set(numbers.values())) < len(described):

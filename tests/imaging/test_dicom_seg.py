@@ -5,7 +5,7 @@ import numpy as np
 import pydicom
 import pytest
 from dicom_checks import OBLIQUE, ORDERS, REAL_CT, errors_of, needs_dciodvfy, rearranged, scan, write
-from highdicom.seg import segread
+from highdicom.seg import Segmentation, SegmentDescription, segread
 from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -178,6 +178,28 @@ def test_a_seg_of_someone_else_is_read_as_highdicom_reads_it(name):
     assert volume.array.max() == 1
     assert volume.array.size == theirs.array.size
     at_the_same_places(volume, theirs, np.array([0, 1]))
+
+
+@pytest.mark.parametrize("with_background", [True, False])
+def test_a_label_map_segmentation_keeps_its_numbers_and_names_no_background(tmp_path, files, with_background):
+    image = read_series(files)
+    labels = labels_on(image.geometry)
+    codes = segment_codes("lesion")
+    described = [SegmentDescription(number, name, *codes, "MANUAL") for number, name in NAMES.items() if number]
+    seg = Segmentation(
+        [pydicom.dcmread(path) for path in files], labels.array.T, "LABELMAP", described, "2.25.1", 1, "2.25.2", 1,
+        "someone", "else", "1", "2",
+    )  # fmt: skip
+    background = [item for item in seg.SegmentSequence if item.SegmentNumber == 0]
+    assert len(background) == 1
+    if not with_background:
+        seg.SegmentSequence.remove(background[0])
+    if with_background:
+        del seg.PixelPaddingValue  # which says that 0 is the background; so does our reader
+    seg.save_as(tmp_path / "a.dcm")
+    again, names = read_seg(tmp_path / "a.dcm", image.geometry)
+    np.testing.assert_array_equal(again.array, labels.array)
+    assert names == {n: name for n, name in NAMES.items() if n}
 
 
 @pytest.mark.parametrize("shown", [(3,), (1, 4), (0, 2, 5), (2, 3)])
