@@ -23,6 +23,7 @@ ALLOWED = {  # what a package may import of ours
 }
 ONLY = {  # where a library may be imported
     "pydicom": {"imaging", "privacy"},
+    "highdicom": {"imaging"},
     "nibabel": {"imaging"},
     "SimpleITK": {"imaging"},
     "ignite": {"engines", "metrics", "report", "cli"},

@@ -1,6 +1,8 @@
 """A volume as a classic DICOM series, one file a slice, with the modules its IOD asks for (PS3.3 A.3 CT, A.4 MR)."""
 
 import hashlib
+import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +34,55 @@ def uid(seed: object, *what: object) -> UID:
     return UID(f"2.25.{int.from_bytes(digest[:16], 'big') >> 1}")
 
 
+def digest(*what: object) -> str:
+    """SHA-256 of what makes an object, as the seed of its UIDs."""
+    return hashlib.sha256(repr(what).encode()).hexdigest()
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """The dataset as a file (PS3.10) that has its final name only when it is whole on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with partial.open("wb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's about odd values of a source, which they repeat
+            dataset.save_as(file, enforce_file_format=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def file_meta(sop_class: str, instance: str) -> FileMetaDataset:
+    """The head of an uncompressed file (PS3.10 section 7.1)."""
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(sop_class)
+    meta.MediaStorageSOPInstanceUID = UID(instance)
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    meta.ImplementationClassUID = UID(IMPLEMENTATION)
+    meta.ImplementationVersionName = "MEDDIFF"  # pydicom would put its version: other bytes with each release
+    return meta
+
+
+def check_room(folder: Path) -> None:
+    """DicomError where the folder holds slices already."""
+    if any(folder.glob("slice_*.dcm")):
+        raise DicomError(
+            f"{folder}: holds slices already, and two series must not mix; choose a new folder, or empty it."
+        )
+
+
+def check_axes(folder: Path, volume: Volume) -> None:
+    """DicomError for another modality than CT and MR, and for axes that are not at right angles."""
+    if volume.modality not in ("CT", "MR"):
+        raise DicomError(f"{folder}: a series of modality {volume.modality} is not written; CT and MR are.")
+    axes = volume.geometry.affine[:3, :3] / volume.geometry.spacing_mm
+    if np.abs(axes.T @ axes - np.eye(3)).max() > RIGHT_ANGLE_TOLERANCE:
+        raise DicomError(f"{folder}: the grid has a shear, which slices cannot hold; resample it, or write NIfTI.")
+
+
 def write_series(
     folder: Path,
     volume: Volume,  # CT in HU, or MR; stored in 16 bits, rounded to whole numbers
@@ -47,11 +98,7 @@ def write_series(
     DicomError for another modality, axes that are not at right angles, values that 16 bits cannot hold, or a folder that
     holds slices already.
     """
-    if volume.modality not in ("CT", "MR"):
-        raise DicomError(f"{folder}: a series of modality {volume.modality} is not written; CT and MR are.")
-    axes = volume.geometry.affine[:3, :3] / volume.geometry.spacing_mm
-    if np.abs(axes.T @ axes - np.eye(3)).max() > RIGHT_ANGLE_TOLERANCE:
-        raise DicomError(f"{folder}: the grid has a shear, which slices cannot hold; resample it, or write NIfTI.")
+    check_axes(folder, volume)
     intercept = CT_INTERCEPT if volume.modality == "CT" else 0
     stored = np.rint(volume.array) - intercept
     lowest = -32768 if volume.modality == "CT" else 0
@@ -60,31 +107,25 @@ def write_series(
             f"{folder}: values from {volume.array.min():g} to {volume.array.max():g} do not fit 16 bits "
             f"with intercept {intercept}; scale them, or write NIfTI."
         )
-    if any(folder.glob("slice_*.dcm")):
-        raise DicomError(
-            f"{folder}: holds slices already, and two series must not mix; choose a new folder, or empty it."
-        )
+    check_room(folder)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for k in range(volume.array.shape[2]):
-        dataset = _slice(volume, stored[:, :, k], k, identity, (series_description, body_part), uid_seed, intercept)
+        dataset = image_slice(volume, k, identity, uid_seed)
+        dataset.SeriesDescription, dataset.BodyPartExamined = series_description, body_part
+        if volume.modality == "CT":
+            dataset.RescaleIntercept, dataset.RescaleSlope, dataset.RescaleType = intercept, 1, "HU"
+        put_pixels(dataset, stored[:, :, k])
         path = folder / f"slice_{k + 1:04d}.dcm"
         dataset.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
 
 
-def _slice(
-    volume: Volume, stored: np.ndarray, k: int, identity: Identity, words: tuple[str, str], seed: object, intercept: int
-) -> FileDataset:
-    description, body_part = words
+def image_slice(volume: Volume, k: int, identity: Identity, seed: object) -> FileDataset:
+    """The header of one slice, as a scanner would write it: all modules but what depends on the pixels."""
     is_ct = volume.modality == "CT"
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = CTImageStorage if is_ct else MRImageStorage
-    meta.MediaStorageSOPInstanceUID = uid(seed, "instance", k)
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.ImplementationClassUID = UID(IMPLEMENTATION)
-    meta.ImplementationVersionName = "MEDDIFF"  # pydicom would put its version: other bytes with each release
+    meta = file_meta(CTImageStorage if is_ct else MRImageStorage, uid(seed, "instance", k))
     ds = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
     ds.SOPClassUID = meta.MediaStorageSOPClassUID
     ds.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
@@ -93,8 +134,6 @@ def _slice(
     ds.Modality = volume.modality
     ds.SeriesInstanceUID = uid(seed, "series")
     ds.SeriesNumber = 1
-    ds.BodyPartExamined = body_part
-    ds.SeriesDescription = description
     ds.FrameOfReferenceUID = uid(seed, "frame")
     ds.PositionReferenceIndicator = ""
     ds.PatientPosition = "HFS"
@@ -106,11 +145,9 @@ def _slice(
     _plane(ds, volume, k)
     if is_ct:
         ds.KVP = 120
-        ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = intercept, 1, "HU"
     else:
         ds.ScanningSequence, ds.SequenceVariant, ds.ScanOptions = "GR", "SP", ""
         ds.MRAcquisitionType, ds.RepetitionTime, ds.EchoTime, ds.EchoTrainLength = "3D", 8, 3, 1
-    _pixels(ds, stored)
     return ds
 
 
@@ -129,16 +166,17 @@ def _plane(ds: Dataset, volume: Volume, k: int) -> None:
     lps, spacing = volume.geometry.lps(), volume.geometry.spacing_mm
     along_row, along_column = lps[:3, 0] / spacing[0], lps[:3, 1] / spacing[1]
     position = lps[:3, 3] + lps[:3, 2] * k
-    ds.ImageOrientationPatient = [_decimal(v) for v in (*along_row, *along_column)]
-    ds.ImagePositionPatient = [_decimal(v) for v in position]
-    ds.PixelSpacing = [_decimal(spacing[1]), _decimal(spacing[0])]
-    ds.SliceThickness = _decimal(spacing[2])
-    ds.SliceLocation = _decimal(float(position @ np.cross(along_row, along_column)))
+    ds.ImageOrientationPatient = [decimal(v) for v in (*along_row, *along_column)]
+    ds.ImagePositionPatient = [decimal(v) for v in position]
+    ds.PixelSpacing = [decimal(spacing[1]), decimal(spacing[0])]
+    ds.SliceThickness = decimal(spacing[2])
+    ds.SliceLocation = decimal(float(position @ np.cross(along_row, along_column)))
     if volume.modality == "MR":
-        ds.SpacingBetweenSlices = _decimal(spacing[2])
+        ds.SpacingBetweenSlices = decimal(spacing[2])
 
 
-def _pixels(ds: Dataset, stored: np.ndarray) -> None:
+def put_pixels(ds: Dataset, stored: np.ndarray) -> None:
+    """Stored values of one slice, (columns, rows), as 16-bit pixels (PS3.3 C.7.6.3)."""
     ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
     ds.Columns, ds.Rows = stored.shape
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 1
@@ -146,8 +184,8 @@ def _pixels(ds: Dataset, stored: np.ndarray) -> None:
     ds["PixelData"].VR = "OW"
 
 
-def _decimal(value: float) -> str:
-    """At most 16 characters (PS3.5 section 6.2, DS), to at least nine significant digits."""
+def decimal(value: float) -> str:
+    """A number in at most 16 characters (PS3.5 section 6.2, DS), to at least nine significant digits."""
     value = float(value) + 0.0  # no negative zero
     for digits in range(15, 8, -1):
         text = f"{value:.{digits}g}"

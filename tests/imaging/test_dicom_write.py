@@ -1,32 +1,14 @@
-from itertools import permutations, product
-
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from dicom_checks import ORIENTATIONS, WHO, rotation
 
 from meddiff.errors import DicomError
 from meddiff.imaging.dicom import find_series, read_series
-from meddiff.imaging.dicom_write import Identity, uid, write_series
-from meddiff.imaging.geometry import LETTERS, LPS, Geometry
+from meddiff.imaging.dicom_write import uid, write_series
+from meddiff.imaging.geometry import LPS, Geometry
 from meddiff.imaging.volume import Volume
-
-WHO = Identity("PHANTOM^PLANTED", "PLANTED-1", "19700101", "PLANTED HOSPITAL")
-ORIENTATIONS = [
-    "".join(LETTERS[a][s] for a, s in zip(axes, signs, strict=True))
-    for axes in permutations(range(3))
-    for signs in product((0, 1), repeat=3)
-]
-
-
-def rotation(x, y, z):
-    turns = []
-    for axis, angle in enumerate((x, y, z)):
-        turn = np.eye(4)
-        i, j = (axis + 1) % 3, (axis + 2) % 3
-        turn[[i, i, j, j], [i, j, i, j]] = np.cos(angle), -np.sin(angle), np.sin(angle), np.cos(angle)
-        turns.append(turn)
-    return turns[0] @ turns[1] @ turns[2]
 
 
 def volume(modality="CT", orientation="LPS", shape=(4, 5, 6), turn=(0.0, 0.0, 0.0), spacing=(0.7, 1.1, 2.5)):
