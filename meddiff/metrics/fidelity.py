@@ -1,7 +1,7 @@
 """How near a restored image is to the clean one, one case at a time."""
 
 import numpy as np
-from scipy.ndimage import gaussian_filter  # type: ignore[import-untyped]
+from scipy.ndimage import gaussian_filter
 
 from meddiff.errors import MetricError
 from meddiff.metrics.arrays import Array, as_mask, finite, on_one_grid

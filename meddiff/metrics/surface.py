@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.ndimage import binary_erosion  # type: ignore[import-untyped]
-from scipy.spatial import KDTree  # type: ignore[import-untyped]
+from scipy.ndimage import binary_erosion
+from scipy.spatial import KDTree
 
 from meddiff.metrics.arrays import Array, as_mask, on_one_grid, spacing_of
 
