@@ -1,5 +1,6 @@
 """Denoisers known in closed form: what a sampler does to them is known without training anything."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -59,3 +60,37 @@ def categorical(probabilities: Tensor):
         return (prior + x / _wide(sigma, x) ** 2).softmax(1)
 
     return denoise
+
+
+class Enumerated:
+    """Label maps of a few voxels with any prior: Bayes by listing all K^N of them.
+
+    Its two methods are the exact denoisers of the Gaussian and of the discrete process, x (B, K, N).
+    """
+
+    def __init__(self, prior: Tensor, classes: int) -> None:  # prior (K^N,), the last voxel changes fastest
+        voxels = round(torch.tensor(float(len(prior))).log().item() / torch.tensor(float(classes)).log().item())
+        self.prior, self.classes = prior.double() / prior.sum(), classes
+        self.maps = torch.tensor(list(itertools.product(range(classes), repeat=voxels)))  # (M, N)
+        self.x0 = torch.nn.functional.one_hot(self.maps, classes).transpose(1, 2).double()  # (M, K, N)
+        self.marginals = self.mean(self.prior)  # (K, N)
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """The mean one-hot map under weights (..., M)."""
+        return (weight @ self.x0.flatten(1)).unflatten(-1, self.x0.shape[1:])
+
+    def number(self, maps: Tensor) -> Tensor:
+        """The place in the list of label maps (B, N)."""
+        powers = self.classes ** torch.arange(maps.shape[1] - 1, -1, -1)
+        return (maps * powers).sum(1)
+
+    def gaussian(self, x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        if bool(sigma.isinf().all()):
+            return self.marginals.to(x).expand_as(x)
+        likelihood = x.double().flatten(1) @ self.x0.flatten(1).T / _wide(sigma, x).double().reshape(-1, 1) ** 2
+        return self.mean((self.prior.log() + likelihood).softmax(1)).to(x)
+
+    def discrete(self, x: Tensor, survival: Tensor, cond=None) -> Tensor:
+        a = _wide(survival, x).double()
+        each = (a * x.double() + (1 - a) / self.classes).log()  # ln q(x_t | x0 = k) at every voxel, as q is symmetric
+        return self.mean((self.prior.log() + each.flatten(1) @ self.x0.flatten(1).T).softmax(1)).to(x)
