@@ -65,32 +65,34 @@ def categorical(probabilities: Tensor):
 class Enumerated:
     """Label maps of a few voxels with any prior: Bayes by listing all K^N of them.
 
-    Its two methods are the exact denoisers of the Gaussian and of the discrete process, x (B, K, N).
+    `gaussian` and `discrete` are the exact denoisers of the two processes, x (B, K, M, N): M independent maps in a case.
     """
 
-    def __init__(self, prior: Tensor, classes: int) -> None:  # prior (K^N,), the last voxel changes fastest
-        voxels = round(torch.tensor(float(len(prior))).log().item() / torch.tensor(float(classes)).log().item())
+    def __init__(self, prior: Tensor, classes: int, voxels: int) -> None:  # (K^N,), the last voxel changes fastest
         self.prior, self.classes = prior.double() / prior.sum(), classes
-        self.maps = torch.tensor(list(itertools.product(range(classes), repeat=voxels)))  # (M, N)
-        self.x0 = torch.nn.functional.one_hot(self.maps, classes).transpose(1, 2).double()  # (M, K, N)
+        self.maps = torch.tensor(list(itertools.product(range(classes), repeat=voxels)))  # (K^N, N)
+        self.x0 = torch.nn.functional.one_hot(self.maps, classes).mT.double()  # (K^N, K, N)
         self.marginals = self.mean(self.prior)  # (K, N)
 
     def mean(self, weight: Tensor) -> Tensor:
-        """The mean one-hot map under weights (..., M)."""
+        """The mean one-hot map under weights (..., K^N); (..., K, N)."""
         return (weight @ self.x0.flatten(1)).unflatten(-1, self.x0.shape[1:])
 
-    def number(self, maps: Tensor) -> Tensor:
-        """The place in the list of label maps (B, N)."""
-        powers = self.classes ** torch.arange(maps.shape[1] - 1, -1, -1)
-        return (maps * powers).sum(1)
+    def shares(self, maps: Tensor) -> Tensor:
+        """How often each label map is found among `maps` (..., N); (K^N,), sum 1."""
+        place = (maps * self.classes ** torch.arange(maps.shape[-1] - 1, -1, -1)).sum(-1)
+        return place.flatten().bincount(minlength=len(self.prior)) / place.numel()
+
+    def posterior(self, evidence: Tensor) -> Tensor:
+        """The weight of every label map, (B, M, K^N), from the log likelihood of every label at every voxel."""
+        return (self.prior.log() + evidence.movedim(1, -2).flatten(-2) @ self.x0.flatten(1).T).softmax(-1)
 
     def gaussian(self, x: Tensor, sigma: Tensor, cond=None) -> Tensor:
-        if bool(sigma.isinf().all()):
-            return self.marginals.to(x).expand_as(x)
-        likelihood = x.double().flatten(1) @ self.x0.flatten(1).T / _wide(sigma, x).double().reshape(-1, 1) ** 2
-        return self.mean((self.prior.log() + likelihood).softmax(1)).to(x)
+        evidence = x.double() / _wide(sigma, x) ** 2  # |x - x0|^2 / (2 sigma^2), without what all labels have in common
+        evidence = torch.where(_wide(sigma, x).isinf(), 0.0, evidence)
+        return self.mean(self.posterior(evidence)).movedim(-2, 1).to(x)
 
     def discrete(self, x: Tensor, survival: Tensor, cond=None) -> Tensor:
-        a = _wide(survival, x).double()
-        each = (a * x.double() + (1 - a) / self.classes).log()  # ln q(x_t | x0 = k) at every voxel, as q is symmetric
-        return self.mean((self.prior.log() + each.flatten(1) @ self.x0.flatten(1).T).softmax(1)).to(x)
+        a = _wide(survival, x)
+        evidence = (a * x.double() + (1 - a) / self.classes).log()  # ln q(x_t | x0 = k), which is symmetric
+        return self.mean(self.posterior(evidence)).movedim(-2, 1).to(x)

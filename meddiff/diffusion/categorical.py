@@ -16,6 +16,7 @@ from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.losses import label_loss
 from meddiff.diffusion.posterior import UNKNOWN, LabelPosterior, check_generators, drawn, one_hot
 from meddiff.diffusion.samplers import OnStep
+from meddiff.diffusion.sigmas import karras
 from meddiff.errors import ConfigError
 
 
@@ -86,15 +87,20 @@ def step(
     return drawn(transition(labels, probabilities, a_from, a_to), generators)
 
 
-def grid(n: int) -> Tensor:
-    """Survival on the way of `n` evaluations, in even steps from 0 to 1; shape (n + 1,).
+def grid(n: int, sigma_min: float = 0.3, sigma_max: float = 80.0, rho: float = 7.0) -> Tensor:
+    """Survivals on the way of `n` evaluations: 0, then a = 1 / (1 + sigma) on the `karras` grid, then 1; shape (n + 1,).
+
+    Where n voxels change together they show it at a of about 1 / sqrt(n): the first steps must be small for a large region
+    to be drawn as a whole, and even steps leave it to the likelier of its labels. The defaults are measured on regions of 1
+    to 4096 voxels.
 
     >>> grid(4)
-    tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000])
+    tensor([0.0000, 0.0123, 0.1060, 0.7692, 1.0000])
     """
     if n < 1:
         raise ConfigError(f"A sampling grid needs at least 1 step; found {n}. Correct sample.steps.")
-    return torch.linspace(0, 1, n + 1)
+    sigmas = karras(n - 1, sigma_min, sigma_max, rho)[:-1] if n > 1 else torch.zeros(0)
+    return torch.cat([torch.zeros(1), 1 / (1 + sigmas), torch.ones(1)])
 
 
 @torch.no_grad()
@@ -111,17 +117,15 @@ def sample(
     A last survival of 1 takes the last D itself, as the Gaussian samplers do at sigma 0, rather than labels drawn from it:
     the average over samples is the better for it. Draw from it by `drawn` where a single sample has to be a label map.
     """
-    check_generators(generators, x)
+    ways = generators or ()
+    check_generators(ways, x)
     levels = survivals.tolist()
     if any(b <= a for a, b in itertools.pairwise(levels)) or not 0 <= levels[0] < levels[-1] <= 1:
         raise ConfigError(f"The discrete process needs strictly increasing survivals within 0..1; found {levels}.")
     on_device = survivals.to(x)
     for i, (a_from, a_to) in enumerate(itertools.pairwise(levels)):
         d = denoise(x, on_device[i], cond)
-        if a_to == 1:
-            x = d
-        else:
-            x = one_hot(step(x.argmax(1), d, a_from, a_to, generators or ()), x.shape[1]).to(x)
+        x = d if a_to == 1 else one_hot(step(x.argmax(1), d, a_from, a_to, ways), x.shape[1]).to(x)
         if on_step:
             on_step(i, x, d)
     return x

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from math import atan, cos, inf, log, pi, sin, sqrt
+from math import cos, inf, log, pi, sin, sqrt
 
 import torch
 from torch import Tensor

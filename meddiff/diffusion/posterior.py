@@ -11,8 +11,7 @@ from math import sqrt
 import torch
 from torch import Generator, Tensor, nn
 
-from meddiff.diffusion.denoiser import Condition, Denoiser
-from meddiff.diffusion.noise import draw
+from meddiff.diffusion.denoiser import Condition
 from meddiff.errors import ConfigError, ImageError
 
 UNKNOWN = -1  # the number of a voxel whose label nobody knows
@@ -51,11 +50,11 @@ def drawn(probabilities: Tensor, generators: Sequence[Generator]) -> Tensor:
     return (probabilities / waits.to(probabilities.device)).argmax(1)
 
 
-def check_generators(generators: Sequence[Generator] | None, x: Tensor) -> None:
+def check_generators(generators: Sequence[Generator], x: Tensor) -> None:
     """Raises ConfigError unless there is one generator for each case of the batch `x`."""
-    if generators is None or len(generators) != len(x):
+    if len(generators) != len(x):
         raise ConfigError(
-            f"Drawing labels needs one generator per case; found {len(generators or ())} for {len(x)}. "
+            f"Drawing labels needs one generator per case; found {len(generators)} for {len(x)}. "
             f"Give as many torch generators as the batch has cases."
         )
 
@@ -112,26 +111,6 @@ class LabelPosterior(nn.Module):
     def forward(self, x: Tensor, survival: Tensor, cond: Condition | None = None) -> Tensor:
         """The probability of every label, (B, K, *spatial), of the dtype of x."""
         return self.logits(x, survival, cond).softmax(1)
-
-
-@torch.no_grad()
-def start(
-    denoise: Denoiser,
-    sigma: float,  # where sampling begins
-    shape: Sequence[int],  # (B, K, *spatial)
-    cond: Condition | None,
-    generators: Sequence[Generator],  # one per case
-    like: Tensor,  # gives device and dtype
-) -> Tensor:
-    """x at `sigma` for the samplers of the Gaussian process, (B, K, *spatial), at the cost of one evaluation.
-
-    Labels are drawn voxel by voxel from the direct segmentation D(., inf, cond), and noise is added: every voxel has
-    exactly the distribution it should have at `sigma`, and only what voxels have to do with each other is missing.
-    """
-    nothing = like.new_zeros(tuple(shape))
-    direct = denoise(nothing, like.new_tensor(torch.inf), cond)
-    labels = drawn(direct, generators)
-    return one_hot(labels, shape[1]).to(like) + sigma * draw("gaussian", shape[1:], generators, like=like)
 
 
 def check_classes(classes: int) -> None:

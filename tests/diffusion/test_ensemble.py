@@ -31,7 +31,7 @@ def test_t_quantiles_are_those_of_scipy(freedom, probability):
 
 
 def test_impossible_quantile_is_refused():
-    with pytest.raises(ConfigError, match="at least 1 degree of freedom; found 0.9 and 0"):
+    with pytest.raises(ConfigError, match=r"at least 1 degree of freedom; found 0\.9 and 0"):
         t_quantile(0.9, 0)
 
 
