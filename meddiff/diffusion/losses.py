@@ -58,15 +58,18 @@ def label_loss(
 
     Soft Dice is that of Milletari et al. 2016, section 3, 2 sum(p g) / (sum(p^2) + sum(g^2)), one voxel being added above
     and below, so that an absent class that is not predicted has Dice 1. As 1 - Dice = sum((p - g)^2) / (sum(p^2) +
-    sum(g^2)), it is a Brier score over the size of the class. Its gradient goes through the numerator only: through the
-    denominator, Dice gains by p beyond the posterior, at best p = posterior / Dice, and D would not be E[x0 | x].
+    sum(g^2)), it is a Brier score over the size of the class. Its value is this, its gradient is not: plain Dice is least
+    away from the posterior (beyond it where voxels are in doubt each for itself, short of it where they are in doubt
+    together), and D would not be E[x0 | x]. The gradient is that of the Brier score over the size to be expected,
+    sum(p^2) + sum(p) held constant, which is zero on average exactly where p is the posterior.
     """
     known = (labels != unknown).unsqueeze(1)  # (B, 1, *spatial)
     truth = one_hot(labels, logits.shape[1], unknown).to(logits)
     log_p = logits.log_softmax(1)
     voxels = known.flatten(1).sum(1).clamp(min=1)
     entropy = -(truth * log_p * known).flatten(1).sum(1) / voxels
-    p, g = log_p.exp() * known, truth * known
-    size = 1 + (p.detach().square() + g.square()).flatten(2).sum(2)  # (B, K)
-    miss = ((p - g).square().flatten(2).sum(2) / size).mean(1)
-    return torch.add(cross_entropy * entropy, miss, alpha=dice)
+    p, g = (log_p.exp() * known).flatten(2), (truth * known).flatten(2)  # (B, K, voxels)
+    brier, square = (p - g).square().sum(2), p.detach().square().sum(2)  # (B, K)
+    lost = brier.detach() / (1 + square + g.square().sum(2))
+    slope = (brier - brier.detach()) / (1 + square + p.detach().sum(2))  # 0, with a gradient
+    return torch.add(cross_entropy * entropy, (lost + slope).mean(1), alpha=dice)

@@ -13,7 +13,7 @@ from meddiff.diffusion.samplers import ancestral, euler
 from meddiff.diffusion.sigmas import karras
 from meddiff.errors import ConfigError
 
-CASES, MAPS = 4, 1500  # independent label maps in a case, so that 6,000 are drawn by four generators
+CASES, MAPS = 4, 750  # independent label maps in a case, so that 3,000 are drawn by four generators
 
 
 def generators(n, seed=0):
@@ -118,10 +118,10 @@ PROCESSES = {
 @pytest.mark.parametrize("process", PROCESSES)
 @pytest.mark.parametrize(("classes", "voxels"), [(2, 3), (3, 3), (4, 2)])
 def test_samples_have_the_joint_distribution_of_the_prior(process, classes, voxels):
-    """Total variation from the prior: 0.02 by chance alone with 6,000 draws; independent voxels are far beyond 0.04."""
+    """Total variation from the prior: 0.03 by chance alone with 3,000 draws; independent voxels are far beyond 0.05."""
     oracle = correlated(classes, voxels)
     labels = drawn(PROCESSES[process](oracle, 48), generators(CASES, 2))
-    assert (oracle.shares(labels) - oracle.prior).abs().sum() / 2 < 0.04
+    assert (oracle.shares(labels) - oracle.prior).abs().sum() / 2 < 0.05
     independent = torch.stack([oracle.marginals[k, torch.arange(voxels)].prod() for k in oracle.maps])
     assert (independent - oracle.prior).abs().sum() / 2 > 0.2
 
@@ -133,14 +133,14 @@ def test_the_last_posteriors_are_the_direct_segmentation_on_average(process):
     mean = PROCESSES[process](oracle, 48).double().mean((0, 2))
     direct = oracle.gaussian(torch.zeros(1, 3, 1, 3).double(), torch.tensor(torch.inf))[0, :, 0]
     torch.testing.assert_close(direct, oracle.marginals)
-    torch.testing.assert_close(mean, direct, rtol=0, atol=0.026)  # four standard errors of 6,000 draws
+    torch.testing.assert_close(mean, direct, rtol=0, atol=0.037)  # four standard errors of 3,000 draws
 
 
 @pytest.mark.parametrize("process", ["euler", "ancestral"])
 def test_the_most_probable_labels_of_gaussian_samples_have_the_joint_distribution_too(process):
     oracle = correlated(3, 3)
     labels = PROCESSES[process](oracle, 48).argmax(1)
-    assert (oracle.shares(labels) - oracle.prior).abs().sum() / 2 < 0.04
+    assert (oracle.shares(labels) - oracle.prior).abs().sum() / 2 < 0.05
 
 
 def test_a_case_does_not_depend_on_its_batch():
@@ -179,10 +179,34 @@ def test_the_grid_rises_from_no_information_to_the_labels_by_the_sigmas_of_a_flo
         torch.testing.assert_close(1 / grid[1:-1] - 1, karras(n - 1, 0.3, 40.0)[:-1], rtol=1e-4, atol=1e-5)
 
 
+def region(p):
+    """The denoiser of maps that are one region: label 1 everywhere with probability p, or nowhere; x (B, 2, n)."""
+
+    def denoise(x, survival, cond=None):
+        surplus = (x[:, 1] - x[:, 0]).double().sum(1)  # voxels that say 1, less those that say 0
+        odds = torch.tensor(p / (1 - p)).log() + surplus * ((1 + survival) / (1 - survival)).log()
+        inside = odds.sigmoid().view(-1, 1).expand(x[:, 0].shape)
+        return torch.stack([1 - inside, inside], 1)
+
+    return denoise
+
+
+def test_a_large_region_is_drawn_as_a_whole_on_the_grid_and_lost_to_the_likelier_label_on_even_steps():
+    x, p = torch.zeros(2000, 2, 256), 0.3
+
+    def drawn_shares(grid):
+        return categorical.sample(region(p), x, grid, generators=generators(2000))[:, 1, 0]
+
+    inside = drawn_shares(categorical.grid(8))
+    assert ((inside < 0.01) | (inside > 0.99)).double().mean() > 0.99
+    assert abs(inside.mean().item() - p) < 0.08  # the bias of 8 evaluations is 0.04, the standard error 0.01
+    assert drawn_shares(torch.linspace(0, 1, 9)).mean() < 0.2
+
+
 def test_a_start_that_is_known_in_part_is_kept_in_part():
     """From survival 0.8 on, the map that was corrupted is the one that comes back, where the prior says nothing."""
     oracle = Enumerated(torch.ones(4), 2, 2)
-    truth = torch.tensor([0, 1]).expand(1, MAPS, 2)
+    truth = torch.tensor([0, 1]).expand(1, 4000, 2)
     x = one_hot(categorical.corrupt(truth, torch.tensor(0.8), generators(1), 2), 2)
     d = categorical.sample(oracle.discrete, x, torch.tensor([0.8, 0.9, 1.0]), generators=generators(1, 1))
     kept = d.gather(1, truth.unsqueeze(1)).mean().item()

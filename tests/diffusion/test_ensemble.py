@@ -53,7 +53,7 @@ def test_ninety_five_of_a_hundred_intervals_hold_the_mean():
 
 def test_identical_samples_are_enough_at_the_minimum():
     result = adaptive([share(0.3).expand(16, 2, 10, 10)], 0.001, tolerance=0.05, maximum=16)
-    assert (result.samples, result.enough) == (4, True)
+    assert (result.samples, result.enough) == (8, True)
     torch.testing.assert_close(result.posterior, share(0.3))
 
 
@@ -62,7 +62,7 @@ def test_it_stops_at_the_first_sample_that_makes_the_interval_tight():
     shares = [0.4, 0.6] * 20
     expected = next(
         n
-        for n in range(4, 41)
+        for n in range(8, 41)
         if interval(100 * torch.tensor(shares[:n], dtype=torch.float64)[:, None])[1] <= 0.1 * 100 * sum(shares[:n]) / n
     )
     result = adaptive([torch.stack([share(p) for p in shares])], 1.0, tolerance=0.1, maximum=40)
@@ -89,7 +89,7 @@ def test_no_batch_is_drawn_that_is_not_needed():
             yield share(0.5).expand(2, 2, 10, 10)
 
     adaptive(batches(), 0.001, tolerance=0.05, maximum=20)
-    assert asked == [0, 1]
+    assert asked == [0, 1, 2, 3]
 
 
 def test_the_maximum_is_kept_and_said_not_to_be_enough():
@@ -101,12 +101,12 @@ def test_the_maximum_is_kept_and_said_not_to_be_enough():
 
 def test_a_label_known_to_within_a_voxel_asks_for_no_more_samples():
     samples = torch.stack([share(p) for p in [1e-6, 3e-6] * 10])  # the share of label 1 is uncertain by its half
-    assert adaptive([samples], 1.0, tolerance=0.01, maximum=20).samples == 4
+    assert adaptive([samples], 1.0, tolerance=0.01, maximum=20).samples == 8
 
 
 def test_mean_volume_is_the_volume_of_the_mean_posterior():
     samples = torch.rand(6, 3, 5, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(1)
-    result = adaptive([samples], 0.5, tolerance=1e-6, maximum=6)
+    result = adaptive([samples], 0.5, tolerance=1e-6, maximum=6, minimum=6)
     torch.testing.assert_close(result.volumes_ml.mean(0), volumes_ml(result.posterior[None], 0.5)[0])
 
 

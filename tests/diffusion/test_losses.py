@@ -61,28 +61,38 @@ def test_an_unknown_number_that_was_not_named_is_refused():
 
 def expected_gradient(loss, maps, weights):
     """The gradient of the expected loss in the logits at the exact marginals of `maps` drawn with `weights`."""
-    marginals = (weights.view(-1, 1, 1) * one_hot(maps, 2)).sum(0, keepdim=True)
+    marginals = (weights.view(-1, 1, 1) * one_hot(maps, 2).double()).sum(0, keepdim=True)
     logits = marginals.log().expand(len(maps), -1, -1).clone().requires_grad_()
     (loss(logits, maps) * weights).sum().backward()
     return logits.grad.sum(0)
 
 
-def test_the_marginals_are_where_the_loss_is_least_and_where_plain_dice_is_not():
-    """Three places for one lesion of four voxels: the exact answer is a soft border, and the loss must not sharpen it."""
-    maps = torch.zeros(3, 8, dtype=torch.long)
-    for i in range(3):
-        maps[i, i : i + 4] = 1
-    maps[:, 7] = torch.tensor([1, 1, 0])  # all of one size but the last
-    maps[2, 0] = 1
-    weights = torch.tensor([0.5, 0.3, 0.2])
+@pytest.mark.parametrize("doubt", [[8, 9, 10], [8], [9, 10, 11, 12, 13, 14]])
+def test_the_marginals_are_where_the_loss_is_least_and_where_plain_dice_is_not(doubt):
+    """A lesion that is there for certain, and more of it that comes and goes, together or one voxel without the other."""
+    maps = torch.zeros(4, 16, dtype=torch.long)
+    maps[:, :3] = 1
+    maps[1, doubt] = maps[2, doubt[:1]] = maps[3, 5] = 1
+    weights = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
 
     def plain(logits, labels):
-        p, g = logits.softmax(1), one_hot(labels, 2)
+        p, g = logits.softmax(1), one_hot(labels, 2).to(logits)
         return 1 - ((2 * (p * g).sum(2) + 1) / ((p**2).sum(2) + (g**2).sum(2) + 1)).mean(1)
 
-    assert maps.sum(1).tolist() == [5, 5, 5]
-    assert expected_gradient(label_loss, maps, weights).abs().max() < 1e-7
-    assert expected_gradient(plain, maps, weights).abs().max() > 1e-3
+    assert expected_gradient(label_loss, maps, weights).abs().max() < 1e-12
+    assert expected_gradient(plain, maps, weights).abs().max() > 1e-4
+
+
+def test_dice_pulls_every_class_towards_the_truth_and_no_class_without_bound():
+    logits = torch.full((1, 3, 400), -9.0)
+    logits[:, 0] = 9  # certain that all is class 0
+    labels = torch.zeros(1, 400, dtype=torch.long)
+    labels[0, :200] = 1
+    logits.requires_grad_()
+    label_loss(logits, labels, cross_entropy=0).sum().backward()
+    pull = logits.grad[0, :, :200].sum(1)
+    assert pull[1] < 0 < pull[0]
+    assert logits.grad.abs().sum(2).max() < 2
 
 
 class Linear(nn.Module):
