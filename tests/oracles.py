@@ -1,5 +1,6 @@
 """Denoisers known in closed form: what a sampler does to them is known without training anything."""
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -59,3 +60,39 @@ def categorical(probabilities: Tensor):
         return (prior + x / _wide(sigma, x) ** 2).softmax(1)
 
     return denoise
+
+
+class Enumerated:
+    """Label maps of a few voxels with any prior: Bayes by listing all K^N of them.
+
+    `gaussian` and `discrete` are the exact denoisers of the two processes, x (B, K, M, N): M independent maps in a case.
+    """
+
+    def __init__(self, prior: Tensor, classes: int, voxels: int) -> None:  # (K^N,), the last voxel changes fastest
+        self.prior, self.classes = prior.double() / prior.sum(), classes
+        self.maps = torch.tensor(list(itertools.product(range(classes), repeat=voxels)))  # (K^N, N)
+        self.x0 = torch.nn.functional.one_hot(self.maps, classes).mT.double()  # (K^N, K, N)
+        self.marginals = self.mean(self.prior)  # (K, N)
+
+    def mean(self, weight: Tensor) -> Tensor:
+        """The mean one-hot map under weights (..., K^N); (..., K, N)."""
+        return (weight @ self.x0.flatten(1)).unflatten(-1, self.x0.shape[1:])
+
+    def shares(self, maps: Tensor) -> Tensor:
+        """How often each label map is found among `maps` (..., N); (K^N,), sum 1."""
+        place = (maps * self.classes ** torch.arange(maps.shape[-1] - 1, -1, -1)).sum(-1)
+        return place.flatten().bincount(minlength=len(self.prior)) / place.numel()
+
+    def posterior(self, evidence: Tensor) -> Tensor:
+        """The weight of every label map, (B, M, K^N), from the log likelihood of every label at every voxel."""
+        return (self.prior.log() + evidence.movedim(1, -2).flatten(-2) @ self.x0.flatten(1).T).softmax(-1)
+
+    def gaussian(self, x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        evidence = x.double() / _wide(sigma, x) ** 2  # |x - x0|^2 / (2 sigma^2), without what all labels have in common
+        evidence = torch.where(_wide(sigma, x).isinf(), 0.0, evidence)
+        return self.mean(self.posterior(evidence)).movedim(-2, 1).to(x)
+
+    def discrete(self, x: Tensor, survival: Tensor, cond=None) -> Tensor:
+        a = _wide(survival, x)
+        evidence = (a * x.double() + (1 - a) / self.classes).log()  # ln q(x_t | x0 = k), which is symmetric
+        return self.mean(self.posterior(evidence)).movedim(-2, 1).to(x)

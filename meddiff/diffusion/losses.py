@@ -1,8 +1,10 @@
-"""The one training loss, in the network's own output space."""
+"""The training losses: one in the network's own output space for images, cross-entropy and Dice for label maps."""
 
+import torch
 from torch import Tensor
 
 from meddiff.diffusion.denoiser import Condition, Preconditioned
+from meddiff.diffusion.posterior import UNKNOWN, Posterior, one_hot
 
 
 def denoising_loss(
@@ -21,3 +23,53 @@ def denoising_loss(
     row = model.row(level, x)
     output = model.network(row.c_in * x, row.c_noise, cond)
     return (output.float() - model.target(x0, x, level)).square().flatten(1).mean(1)
+
+
+def posterior_loss(
+    model: Posterior,
+    labels: Tensor,  # (B, *spatial)
+    eps: Tensor,  # unit-variance noise, (B, K, *spatial)
+    sigma: Tensor,  # (B,); inf trains the direct segmentation
+    cond: Condition | None = None,
+    *,
+    cross_entropy: float = 1.0,
+    dice: float = 1.0,
+    unknown: int = UNKNOWN,
+) -> Tensor:
+    """`label_loss` of the posterior of one-hot maps under Gaussian noise, per case; shape (B,).
+
+    A voxel of unknown label is shown as 1/K of every class plus noise, and adds nothing to the loss.
+    """
+    level = sigma.to(eps)
+    x = one_hot(labels, model.classes, unknown).to(eps) + level.view(-1, *[1] * (eps.ndim - 1)) * eps
+    logits = model.logits(x, level, cond).float()
+    return label_loss(logits, labels, cross_entropy=cross_entropy, dice=dice, unknown=unknown)
+
+
+def label_loss(
+    logits: Tensor,  # (B, K, *spatial)
+    labels: Tensor,  # (B, *spatial)
+    *,
+    cross_entropy: float = 1.0,  # weight of the mean over known voxels of -ln p(label), in nats
+    dice: float = 1.0,  # weight of 1 - soft Dice, the mean over all K classes
+    unknown: int = UNKNOWN,  # voxels of this label count for nothing
+) -> Tensor:
+    """Weighted cross-entropy and soft Dice, per case; shape (B,). A case without a known voxel costs 0.
+
+    Soft Dice is that of Milletari et al. 2016, section 3, 2 sum(p g) / (sum(p^2) + sum(g^2)), one voxel being added above
+    and below, so that an absent class that is not predicted has Dice 1. As 1 - Dice = sum((p - g)^2) / (sum(p^2) +
+    sum(g^2)), it is a Brier score over the size of the class. Its value is this, its gradient is not: plain Dice is least
+    away from the posterior (beyond it where voxels are in doubt each for itself, short of it where they are in doubt
+    together), and D would not be E[x0 | x]. The gradient is that of the Brier score over the size to be expected,
+    sum(p^2) + sum(p) held constant, which is zero on average exactly where p is the posterior.
+    """
+    known = (labels != unknown).unsqueeze(1)  # (B, 1, *spatial)
+    truth = one_hot(labels, logits.shape[1], unknown).to(logits)
+    log_p = logits.log_softmax(1)
+    voxels = known.flatten(1).sum(1).clamp(min=1)
+    entropy = -(truth * log_p * known).flatten(1).sum(1) / voxels
+    p, g = (log_p.exp() * known).flatten(2), (truth * known).flatten(2)  # (B, K, voxels)
+    brier, square = (p - g).square().sum(2), p.detach().square().sum(2)  # (B, K)
+    lost = brier.detach() / (1 + square + g.square().sum(2))
+    slope = (brier - brier.detach()) / (1 + square + p.detach().sum(2))  # 0, with a gradient
+    return torch.add(cross_entropy * entropy, (lost + slope).mean(1), alpha=dice)
