@@ -153,9 +153,9 @@ def test_checkpointing_recomputes_only_in_training_with_gradients(train, grad, e
 
 
 def test_condition_image_is_seen_beside_x():
-    network = small(cond_channels=2)
+    network = small(cond_channels=2, out_channels=2)
     x, image = images(2, 1, 7, 8), images(2, 2, 7, 8, seed=2)
-    joined = small(in_channels=3)
+    joined = small(in_channels=3, out_channels=2)
     joined.load_state_dict(network.state_dict())
     torch.testing.assert_close(network(x, NOISE, Condition(image=image)), joined(torch.cat([x, image], 1), NOISE))
 
@@ -188,6 +188,29 @@ def test_gradients_stay_finite_where_a_covariate_is_unknown():
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
 
+@pytest.mark.parametrize("size", [(12, 10), (6, 8, 10)])
+def test_the_gain_multiplies_the_detail_of_x_and_of_x_only(size):
+    network = small(spatial_dims=len(size), cond_channels=1)
+    x, cond = images(2, 1, *size), Condition(image=images(2, 1, *size, seed=2))
+    low = network(x, NOISE, cond)
+    network.out[2].bias.data[1] += 0.5  # the gain, in all places
+    network.out[2].bias.data[0] += 0.25
+    flat = x - F.avg_pool2d(x, 5, 1, 2, count_include_pad=False) if len(size) == 2 else None
+    if flat is None:
+        flat = x - F.avg_pool3d(x, 5, 1, 2, count_include_pad=False)
+    spread = flat.square().mean(tuple(range(1, x.ndim)), keepdim=True).sqrt()
+    torch.testing.assert_close(network(x, NOISE, cond), low + 0.25 + 0.5 * flat / spread, atol=1e-4, rtol=1e-4)
+
+
+def test_coarse_levels_see_the_image_at_their_own_resolution():
+    network = small()
+    x, seen = images(2, 1, 8, 8), []
+    network.coarse_in[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    network(x, NOISE)
+    mean = x.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    torch.testing.assert_close(seen[0], mean / mean.square().mean((1, 2, 3), keepdim=True).sqrt(), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("size", [(4, 6), (4, 6, 8)])
 def test_depth_to_space_undoes_space_to_depth(size):
     x = images(2, 3, *size)
@@ -214,7 +237,7 @@ def test_bfloat16_autocast_is_finite_and_near(size):
         out = network(x, NOISE, cond)
         out.float().sum().backward()
     exact = network(x, NOISE, cond)
-    assert out.dtype == torch.bfloat16
+    assert out.dtype == torch.float32  # x's own detail is weighed in float32
     assert (out - exact).norm() < 0.03 * exact.norm()  # 2**-8 a layer, about ten layers
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
