@@ -63,6 +63,7 @@ class DataConfig(Settings):
 
     manifest: Path  # of `meddiff scan`; relative to the working directory
     modality: str | None = None  # which image of a case; needed only where cases have several
+    labels: tuple[str, ...] | None = None  # names to learn, the rest being background; all of the manifest's unless given
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...]  # per axis; two for slices keep the distance between slices
     size: tuple[Annotated[int, Field(ge=1)], ...]  # voxels the network is trained on, per axis
     axis: Literal["sagittal", "coronal", "axial"] = "axial"  # what a 2D slice is perpendicular to, in patient axes
@@ -88,6 +89,9 @@ class NetworkConfig(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
     checkpointing: bool = False  # recompute activations in the backward pass: less memory, about a third more time
     patch: int = Field(1, ge=1)  # the network works on patches of this many voxels an axis: faster, coarser
+    sampling_channels: tuple[Annotated[int, Field(ge=1)], ...] | None = (
+        None  # segmentation and restoration: per level, of the second network, which samples; half of `channels` unless given
+    )
 
     @model_validator(mode="after")
     def _divides(self) -> "NetworkConfig":
@@ -138,6 +142,9 @@ class DiffusionConfig(Settings):
     """What the network predicts, and the noise it is trained on."""
 
     parameterization: Literal["edm", "eps", "v", "x0", "flow", "monai_rflow"] = "edm"
+    process: Literal["gaussian", "categorical", "direct"] = (
+        "gaussian"  # categorical: labels change into labels; direct: the first answer only, the baseline without diffusion
+    )
     sigma_data: float | Literal["auto"] = "auto"  # standard deviation of the training images; "auto" measures it
     noise: Literal["gaussian", "uniform", "simplex"] = "gaussian"
     training: LogNormal | UniformT | LogitNormal = Field(LogNormal(), discriminator="kind")
@@ -150,6 +157,7 @@ class TrainConfig(Settings):
     batch: int = Field(16, ge=1)  # images per optimiser step, over all accumulation
     accumulate: int = Field(1, ge=1)  # forward and backward passes per optimiser step; divides batch
     lr: float = Field(3e-4, gt=0)
+    reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
     warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)  # of the gradient's norm
@@ -172,7 +180,8 @@ class SampleConfig(Settings):
     """How samples are drawn."""
 
     sampler: Literal["euler", "heun", "dpmpp_2m", "ancestral"] = "dpmpp_2m"
-    steps: int = Field(16, ge=3)  # network evaluations, the first of which finds the centre of the start
+    steps: int = Field(16, ge=1)  # network evaluations, the first of which finds the centre of the start
+    samples: int = Field(8, ge=1)  # segmentation and restoration: samples per case
     grid: Literal["karras", "ddpm_linear", "cosine", "flow"] = "karras"
     sigma_min: float = Field(0.01, gt=0)
     sigma_max: float = Field(80.0, gt=0)
@@ -195,7 +204,7 @@ class EvaluateConfig(Settings):
 class Config(Settings):
     """One run, whole."""
 
-    task: Literal["synthesis"]
+    task: Literal["synthesis", "segmentation", "restoration"]
     data: DataConfig
     network: NetworkConfig
     diffusion: DiffusionConfig = DiffusionConfig()
@@ -216,6 +225,14 @@ class Config(Settings):
                 f"data.size = {list(data.size)} is too small for {len(network.channels)} levels of network.channels: "
                 f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
             )
+        process = self.diffusion.process
+        if process not in {"synthesis": ("gaussian",), "restoration": ("gaussian", "direct")}.get(self.task, (process,)):
+            raise ValueError(f"diffusion.process = {process} is not for {self.task}; leave it at gaussian")
+        if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian"):
+            raise ValueError("train.reference is for synthesis with Gaussian noise; set it to 0")
+        least = 3 if self.task == "synthesis" else 1
+        if self.sample.steps < least or self.sample.steps == 2:
+            raise ValueError(f"sample.steps = {self.sample.steps} is too few: 1 is the first answer, sampling starts at 3")
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self

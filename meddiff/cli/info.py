@@ -44,7 +44,7 @@ def _facts(title: str, facts: dict[str, object]) -> Table:
 
 
 def _run(path: Path) -> Table:
-    from meddiff.engines.card import Card, build_denoiser
+    from meddiff.engines.card import Card, build_model
     from meddiff.engines.run import Run
 
     run = Run.open(path)
@@ -55,7 +55,7 @@ def _run(path: Path) -> Table:
     }
     if run.card_path.exists():
         card = Card.read(run.card_path)
-        network = build_denoiser(config, card.sigma_data).network
+        network = build_model(config, card.sigma_data).network
         facts |= {
             "network": f"{sum(p.numel() for p in network.parameters()):,} parameters, levels {list(config.network.channels)}",
             "trained": f"{card.step} of {config.train.steps} steps, weights {card.weights[:12]}",

@@ -17,6 +17,7 @@ from meddiff.errors import ManifestError
 from meddiff.seeds import derive
 
 REDRAWS = 8  # random patches tried for one with enough foreground
+OUTSIDE = {"image": -1.0, "label": 0.0}  # what lies around a volume: background
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,16 @@ class Images(Dataset):
     """The slices (2D) or volumes (3D) of some cases, in model units, cut or padded to `data.size`."""
 
     def __init__(
-        self, manifest: Manifest, cases: Sequence[Case], data: DataConfig, dims: int, entries: Sequence[Entry]
+        self,
+        manifest: Manifest,
+        cases: Sequence[Case],
+        data: DataConfig,
+        dims: int,
+        entries: Sequence[Entry],
+        labels: Sequence[str] = (),  # names; with them every image has a label map
     ) -> None:
         self.cases, self.data, self.dims, self.entries = tuple(cases), data, dims, tuple(entries)
-        self.store = Store(data)
+        self.store, self.labels = Store(data, labels), tuple(labels)
         self.augment: Compose | None = augmentation(data, dims)
         self.random_crop = (data.crop or ("random" if dims == 3 else "centre")) == "random"
         self.items = [item for i, entry in enumerate(entries) for item in self._items(i, entry)]
@@ -60,41 +67,50 @@ class Images(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, draw: Draw) -> dict[str, Tensor | str]:
-        image = self.image(draw.item, draw.seed)
+    def __getitem__(self, draw: Draw) -> dict[str, Tensor | str | int]:
+        item = self.image(draw.item, draw.seed)
         if self.augment is not None:
             self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
-            image = torch.as_tensor(self.augment({"image": image})["image"])
-        return {"image": image, "case": self.cases[self.items[draw.item].case].case}
+            item = {name: torch.as_tensor(value) for name, value in self.augment(item).items()}
+        return {**item, "case": self.cases[self.items[draw.item].case].case, "seed": draw.seed}
 
-    def image(self, index: int, seed: int) -> Tensor:
-        """Item `index` without augmentation, (1, *size) float32; the seed places a random patch."""
+    def image(self, index: int, seed: int) -> dict[str, Tensor]:
+        """Item `index` without augmentation: "image", and "label" if there are labels, each (1, *size) float32.
+
+        The seed places a random patch.
+        """
         item = self.items[index]
-        array = self.store.array(self.cases[item.case])
+        case = self.cases[item.case]
+        arrays = {"image": self.store.array(case)}
+        if self.labels:
+            arrays["label"] = self.store.label(case)
         if item.slice is not None:
-            array = array.take(item.slice, axis=AXES[self.data.axis])
-        if not self.random_crop:
-            return _cut(array, self.data.size, [(n - s) // 2 for n, s in zip(array.shape, self.data.size, strict=True)])
-        return self._patch(array, seed)
+            arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
+        if self.random_crop:
+            start = self._start(arrays["image"], seed)
+        else:
+            start = [(n - s) // 2 for n, s in zip(arrays["image"].shape, self.data.size, strict=True)]
+        return {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
 
-    def _patch(self, array: np.ndarray, seed: int) -> Tensor:
-        """A random patch, drawn again while it holds too little foreground."""
+    def _start(self, array: np.ndarray, seed: int) -> list[int]:
+        """Where a random patch begins, drawn again while it holds too little foreground."""
         rng = np.random.default_rng(derive(seed, "crop"))
         for _ in range(REDRAWS):
             room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
-            patch = _cut(array, self.data.size, [int(rng.integers(0, r + 1)) if r > 0 else r // 2 for r in room])
+            start = [int(rng.integers(0, r + 1)) if r > 0 else r // 2 for r in room]
+            patch = cut(array, self.data.size, start, OUTSIDE["image"])
             if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
                 break
-        return patch
+        return start
 
 
-def _cut(array: np.ndarray, size: Sequence[int], start: Sequence[int]) -> Tensor:
-    """`size` voxels from `start`, which may lie outside: what is outside is background."""
+def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: float) -> Tensor:
+    """`size` voxels from `start`, (1, *size) float32; what lies outside of the array is `outside`."""
     inside = tuple(slice(max(a, 0), a + s) for a, s in zip(start, size, strict=True))
     patch = np.asarray(array[inside], dtype=np.float32)
     before = [max(-a, 0) for a in start]
     pad = [(b, s - b - n) for b, s, n in zip(before, size, patch.shape, strict=True)]
-    return torch.from_numpy(np.ascontiguousarray(np.pad(patch, pad, constant_values=-1.0)))[None]
+    return torch.from_numpy(np.ascontiguousarray(np.pad(patch, pad, constant_values=outside)))[None]
 
 
 class Steps(Sampler[list[Draw]]):
@@ -119,7 +135,7 @@ class Steps(Sampler[list[Draw]]):
 
 
 def training_loader(images: Images, batch: int, start: int, stop: int, seed: int) -> DataLoader:
-    """Batches {"image": (B, 1, *size), "case": [name]} for the steps `start` to `stop`."""
+    """Batches {"image": (B, 1, *size), "label": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`."""
     return DataLoader(
         images,
         batch_sampler=Steps(len(images), batch, start, stop, seed),
@@ -128,7 +144,15 @@ def training_loader(images: Images, batch: int, start: int, stop: int, seed: int
     )
 
 
-def fixed(images: Images, most: int) -> Tensor:
-    """At most `most` images spread evenly over the items, (n, 1, *size); the same ones each time, without augmentation."""
+def fixed(images: Images, most: int) -> dict[str, Tensor]:
+    """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
-    return torch.stack([images.image(i, derive(0, "fixed", i)) for i in chosen])
+    items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
+
+
+def augmented(images: Images, most: int, seed: int) -> Tensor:
+    """At most `most` images spread evenly over the items, as training sees them, (n, 1, *size)."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+    return torch.stack([torch.as_tensor(images[Draw(i, derive(seed, "reference", i))]["image"]) for i in chosen])

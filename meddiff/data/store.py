@@ -1,23 +1,26 @@
 """Preprocessed volumes on disk, read by slice or patch without decoding the rest.
 
-One `.npy` (float16, memory-mapped) and one `.json` (grid, intensity record, foreground) per case. The name is a hash of
-the preprocessing settings and of the source's bytes, so that a changed setting or scan can never meet a stale entry.
+One `.npy` (float16, memory-mapped), one `.json` (grid, intensity record, foreground) and, for tasks with labels, one
+`.label.npy` (uint8) per case. The name is a hash of the preprocessing settings and of the source's bytes, so that a changed
+setting or scan can never meet a stale entry.
 """
 
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from meddiff.config import DataConfig
-from meddiff.data.manifest import Case, Manifest, load_image
-from meddiff.data.transforms import AXES, intensity_record, preprocessing, to_meta
+from meddiff.data.manifest import Case, Manifest, load_image, load_label
+from meddiff.data.transforms import AXES, intensity_record, placing, preprocessing, to_meta
+from meddiff.errors import ManifestError
 from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.volume import Volume
 
 FORMAT = 1  # raise it when the preprocessing changes what it computes
 BACKGROUND = -0.9  # model units; a voxel above it is foreground
@@ -44,10 +47,10 @@ class Entry(BaseModel):
 
 
 class Store:
-    """The preprocessed volumes of one setting."""
+    """The preprocessed volumes of one setting, with label maps if `labels` names any."""
 
-    def __init__(self, data: DataConfig) -> None:
-        self.data = data
+    def __init__(self, data: DataConfig, labels: Sequence[str] = ()) -> None:  # the i-th name becomes label i + 1
+        self.data, self.labels = data, tuple(labels)
         self.folder = data.cache or default_cache()
         self.compose = preprocessing(data)
         fields = {"spacing_mm", "axis", "intensity", "modality"}
@@ -57,6 +60,8 @@ class Store:
         """The name of a case's entry."""
         source = case.source(self.data.modality)
         what = {**self.settings, "sha256": source.sha256, "array": source.array, "index": source.index}
+        if self.labels:
+            what |= {"labels": self.labels, "numbers": case.labels, "label": case.label and case.label.sha256}
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     def prepare(
@@ -86,6 +91,14 @@ class Store:
         """The volume (I, J, K), float16, memory-mapped: only what is indexed is read."""
         return np.load(self.folder / f"{self.key(case)}.npy", mmap_mode="r", allow_pickle=False)
 
+    def label(self, case: Case) -> np.ndarray:
+        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background."""
+        return np.load(self.folder / f"{self.key(case)}.label.npy", mmap_mode="r", allow_pickle=False)
+
+    def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
+        volume = numbered(load_label(manifest, case), case, self.labels)
+        return placing(self.data, label=True)({"image": to_meta(volume)})["image"].numpy()[0].astype(np.uint8)
+
     def _make(self, manifest: Manifest, case: Case) -> Entry:
         volume = load_image(manifest, case, self.data.modality)
         image = self.compose({"image": to_meta(volume)})["image"]
@@ -105,9 +118,52 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = self.folder / self.key(case)
         _write(name.with_suffix(".npy"), lambda file: np.save(file, array.astype(np.float16)))
+        if self.labels:
+            label = self._label(manifest, case)
+            _write(name.with_suffix(".label.npy"), lambda file: np.save(file, label))
         # the record is written last: an entry is whole when its record is there
         _write(name.with_suffix(".json"), lambda file: file.write(entry.model_dump_json().encode()))
         return entry
+
+
+def label_names(manifest: Manifest, data: DataConfig) -> tuple[str, ...]:
+    """The labels to learn, in the order of their numbers: those of `data.labels`, or all but background.
+
+    ManifestError where a case has no label map or none of that name.
+    """
+    cases = manifest.cases
+    for case in cases:
+        if case.label is None:
+            raise ManifestError(
+                f"{case.case}: has no label map, which segmentation learns from. Remove the case, or scan its labels too."
+            )
+    known = cases[0].labels
+    names = data.labels or tuple(sorted((n for n in known if known[n] != 0), key=known.__getitem__))
+    if not names:
+        raise ManifestError(f"{cases[0].case}: its label map names no label but background. Scan labels with content.")
+    for case in cases:
+        lacking = [name for name in names if name not in case.labels]
+        if lacking:
+            raise ManifestError(
+                f"{case.case}: its labels are {', '.join(case.labels)}; {', '.join(lacking)} is missing. "
+                "Name labels that every case has with data.labels, or correct the data set's description."
+            )
+    return names
+
+
+def numbered(volume: Volume, case: Case, names: Sequence[str]) -> Volume:
+    """The label map with names[i] as i + 1 and everything else as 0; ManifestError for a number without a name."""
+    found = np.unique(volume.array)
+    strange = sorted(set(found.tolist()) - set(case.labels.values()) - {0})
+    if strange:
+        raise ManifestError(
+            f"{case.case}: its label map holds {strange}, which no label of {case.labels} is. "
+            "Correct the map, or name the numbers in the data set's description and scan again."
+        )
+    array = np.zeros(volume.array.shape, np.float32)
+    for i, name in enumerate(names, 1):
+        array[volume.array == case.labels[name]] = i
+    return Volume(array, volume.geometry, volume.modality, volume.unit)
 
 
 def default_cache() -> Path:

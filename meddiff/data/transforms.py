@@ -30,15 +30,19 @@ def spacing_by_axis(data: DataConfig) -> tuple[float, float, float]:
     return spacing[0], spacing[1], spacing[2]
 
 
-def preprocessing(data: DataConfig, keys: tuple[str, ...] = ("image",)) -> Compose:
-    """RAS order, low-pass, spacing, intensity. Every key is an image; the low-pass is the one act without an inverse."""
-    spacing = spacing_by_axis(data)
+def preprocessing(data: DataConfig) -> Compose:
+    """RAS order, low-pass, spacing, intensity of "image"; the low-pass is the one act without an inverse."""
+    return Compose([*placing(data).transforms, LinearIntensityd(("image",), data)])
+
+
+def placing(data: DataConfig, *, label: bool = False) -> Compose:
+    """RAS order, low-pass and spacing of "image"; a label map keeps its numbers: the nearest voxel, no low-pass."""
+    spacing, keys = spacing_by_axis(data), ("image",)
     return Compose(
         [
             Orientationd(keys, axcodes="RAS", labels=None),
-            LowPassd(keys, spacing),
-            Spacingd(keys, pixdim=spacing, mode="bilinear", padding_mode="border"),
-            LinearIntensityd(keys, data),
+            *([] if label else [LowPassd(keys, spacing)]),
+            Spacingd(keys, pixdim=spacing, mode="nearest" if label else "bilinear", padding_mode="border"),
         ]
     )
 
@@ -60,6 +64,12 @@ def undo(compose: Compose, data: dict[str, MetaTensor], key: str, values: torch.
     image = data[key].clone()
     image.copy_(values)
     return compose.inverse({**data, key: image})[key]
+
+
+def put_back(compose: Compose, image: MetaTensor, values: torch.Tensor) -> MetaTensor:
+    """`values` (C, *grid after `placing`) on the grid that the scan of `image` came on."""
+    placed_values = MetaTensor(values, meta=image.meta, applied_operations=image.applied_operations)
+    return compose.inverse({"image": placed_values})["image"]
 
 
 class LowPassd(MapTransform):
@@ -133,30 +143,32 @@ def intensity_record(image: MetaTensor) -> tuple[float, float]:
 
 
 def augmentation(data: DataConfig, dims: int) -> Compose | None:
-    """Random flips, rotations, zooms and shifts of (1, *size) under the key "image"; None where the config asks for none.
+    """Random flips, rotations, zooms and shifts of (1, *size) under "image", and alike under "label" where there is one.
 
+    None where the config asks for none.
     Parameters are drawn by MONAI from the seed of `set_random_state`; edges are continued, never filled with grey.
     """
-    augment = data.augment
+    augment, keys = data.augment, ("image", "label")
     acts: list[MapTransform] = []
     if augment.flip:
         if dims == 2 and data.axis == "sagittal":
             raise ConfigError(
                 "data.augment.flip is left to right, which a sagittal slice does not have; set it to false."
             )
-        acts.append(RandFlipd(("image",), prob=0.5, spatial_axis=0))
+        acts.append(RandFlipd(keys, prob=0.5, spatial_axis=0, allow_missing_keys=True))
     if augment.rotate_deg or augment.zoom or augment.shift_mm:
         angle = float(np.deg2rad(augment.rotate_deg))
         spacing = [s for i, s in enumerate(spacing_by_axis(data)) if dims == 3 or i != AXES[data.axis]]
         acts.append(
             RandAffined(
-                ("image",),
+                keys,
                 prob=1.0,
                 rotate_range=[(-angle, angle)] * (3 if dims == 3 else 1),
                 scale_range=[(-augment.zoom, augment.zoom)] * dims,
                 translate_range=[(-augment.shift_mm / s, augment.shift_mm / s) for s in spacing],
-                mode="bilinear",
+                mode=["bilinear", "nearest"],
                 padding_mode="border",
+                allow_missing_keys=True,
             )
         )
     return Compose(acts) if acts else None

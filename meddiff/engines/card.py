@@ -1,19 +1,25 @@
 """The card of a trained model, `model.json`: all that is needed to rebuild it and to give its samples units and a place."""
 
+import math
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
-from meddiff.config import Config
+from meddiff.config import Config, NetworkConfig
+from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
+from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.errors import RunError
 from meddiff.networks.unet import UNet
+from meddiff.tasks.restoration import Restoration
+from meddiff.tasks.segmentation import Segmentation
 from meddiff.tasks.synthesis import Synthesis
 from meddiff.tasks.task import Space, Task
 
-TASKS: dict[str, type[Task]] = {"synthesis": Synthesis}
 # What multiplies c_noise so that its embedding resolves noise levels; the sinusoids were made for 1000 timesteps.
 NOISE_SCALE = {"edm": 250.0, "flow": 1000.0}
 
@@ -26,6 +32,7 @@ class Card(BaseModel):
     format: int = 1
     sigma_data: float  # model units
     space: Space
+    labels: dict[str, int] = {}  # segmentation: name -> number, in the order of the channels after background
     manifest: str  # digest of the cases it was trained from
     train_cases: int
     train_items: int  # slices, or volumes that patches are taken from
@@ -49,18 +56,54 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("meddiff", "torch", "monai", "pytorch-ignite", "numpy")}
 
 
-def build_task(config: Config) -> Task:
-    """The task of a config."""
-    return TASKS[config.task]()
+def build_task(config: Config, reference: Tensor | None = None) -> Task:
+    """The task of a config; `reference` are the images of `train.reference`."""
+    if config.task == "synthesis":
+        return Synthesis(config.diffusion.noise, reference)
+    if config.task == "segmentation":
+        return Segmentation(config.diffusion)
+    return Restoration(config.data)
 
 
-def build_denoiser(config: Config, sigma_data: float) -> Preconditioned:
-    """The untrained denoiser of a config."""
-    task, diffusion = build_task(config), config.diffusion
-    network: nn.Module = UNet(
-        **config.network.model_dump(),
-        in_channels=task.channels,
-        out_channels=task.channels,
-        noise_scale=NOISE_SCALE.get(diffusion.parameterization, 1.0),
-    )
-    return Preconditioned(network, diffusion.parameterization, sigma_data)
+def build_model(config: Config, sigma_data: float, labels: Sequence[str]) -> nn.Module:
+    """The untrained model of a config: what `engines` train and sample."""
+    if config.task == "synthesis":
+        return Preconditioned(_unet(config, 1, 1), config.diffusion.parameterization, sigma_data)
+    if config.task == "segmentation":
+        return _segmenter(config, len(labels) + 1)
+    return _restorer(config, sigma_data)
+
+
+def _unet(config: Config, inputs: int, outputs: int, *, second: bool = False, **settings: Any) -> UNet:
+    own: dict[str, Any] = config.network.model_dump(exclude={"sampling_channels"})
+    if second:
+        own["channels"] = config.network.sampling_channels or _half(config.network)
+    scale = NOISE_SCALE.get(config.diffusion.parameterization, 1.0)
+    return UNet(**own, in_channels=inputs, out_channels=outputs, noise_scale=scale, **settings)
+
+
+def _half(network: NetworkConfig) -> tuple[int, ...]:
+    """Half of the channels of each level, as far as groups and heads go into them."""
+    attends = network.attention or (False,) * len(network.channels)
+    units = [math.lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
+    return tuple(max(unit, n // 2 // unit * unit) for n, unit in zip(network.channels, units, strict=True))
+
+
+def _segmenter(config: Config, classes: int) -> nn.Module:
+    images = 1
+    second = None
+    if config.diffusion.process != "direct":
+        second = _unet(config, classes, classes, second=True, cond_channels=images + classes)
+    network = AnsweredLabels(_unet(config, images, classes), second, images)
+    kind = LabelPosterior if config.diffusion.process == "categorical" else Posterior
+    return kind(network, classes)
+
+
+def _restorer(config: Config, sigma_data: float) -> nn.Module:
+    known = Restoration(config.data).known
+    first = Preconditioned(_unet(config, 1, 1, cond_channels=known), "edm", sigma_data)
+    second = None
+    if config.diffusion.process != "direct":
+        network = _unet(config, 1, 1, second=True, cond_channels=2 + known, covariates=1)
+        second = Preconditioned(network, config.diffusion.parameterization, LEFT)
+    return Restored(first, second, 1)

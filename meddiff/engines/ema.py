@@ -3,8 +3,8 @@
 import copy
 
 import torch
+from torch import nn
 
-from meddiff.diffusion.denoiser import Preconditioned
 
 
 class EMA:
@@ -13,13 +13,13 @@ class EMA:
     Early on the decay is (1 + n) / (10 + n), so that the average is not held back by the random start.
     """
 
-    def __init__(self, model: Preconditioned, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
 
     @torch.no_grad()
-    def update(self, model: Preconditioned) -> None:
+    def update(self, model: nn.Module) -> None:
         """Take one step towards the weights of `model`; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))

@@ -31,20 +31,20 @@ def compare(model: Preconditioned, config: Config, manifest: Manifest, split: st
 
     All three sets have one size, the smallest of what there is: the distance depends on it.
     """
-    held_out = fixed(prepare(config, manifest, split), config.evaluate.n)
+    held_out = fixed(prepare(config, manifest, split), config.evaluate.n)["image"]
     train_images = prepare(config, manifest, "train")
     n = min(config.evaluate.n, len(held_out), len(train_images))
     if n < 2:
         raise ManifestError(
             f"The split {split} and the training set give {n} images to compare; 2 at least are needed."
         )
-    held_out, training = held_out[torch.linspace(0, len(held_out) - 1, n).round().long()], fixed(train_images, n)
+    held_out, training = held_out[torch.linspace(0, len(held_out) - 1, n).round().long()], fixed(train_images, n)["image"]
     names = [f"evaluate_{i}" for i in range(n)]
     samples = torch.stack(list(draw_samples(model, config, names, seed))).clamp(-1, 1)
     projections = config.evaluate.projections
     to_held_out = sliced_wasserstein(samples, held_out, projections)
     floor = sliced_wasserstein(training, held_out, projections)
-    everything = fixed(train_images, len(train_images))
+    everything = fixed(train_images, len(train_images))["image"]
     numbers = {
         "n": n,
         "sliced_wasserstein": to_held_out,

@@ -11,21 +11,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from torch import Tensor
+from torch import Tensor, nn
 
 from meddiff.config import Config
-from meddiff.data.loader import Images, fixed, training_loader
+from meddiff.data.loader import Images, augmented, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
-from meddiff.data.store import Entry, Store
+from meddiff.data.store import Entry, Store, label_names
 from meddiff.data.transforms import AXES
-from meddiff.diffusion.denoiser import Preconditioned
-from meddiff.engines.card import Card, build_denoiser, build_task, versions
+from meddiff.engines.card import Card, build_model, build_task, versions
 from meddiff.engines.checkpoint import load_checkpoint, save_checkpoint
 from meddiff.engines.ema import EMA
 from meddiff.engines.run import Run
 from meddiff.engines.trainer import choose_device, evaluator, optimizer_for, trainer
 from meddiff.errors import ManifestError
-from meddiff.tasks.task import Space
+from meddiff.tasks.task import Space, Task
 
 LOG_EVERY = 10  # steps
 HELD_OUT = 256  # images, at most, that the held-out loss is measured on
@@ -39,7 +38,8 @@ class Session:
     run: Run
     config: Config
     engine: Engine  # state.iteration is the step, state.metrics holds "loss" and "held_out"
-    model: Preconditioned
+    model: nn.Module
+    task: Task
     ema: EMA
     card: Card
     images: Images  # that it trains on
@@ -75,11 +75,13 @@ def fit(
     train = config.train
     sigma_data = _sigma_data(config, images)
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
-    model = build_denoiser(config, sigma_data).to(device)
+    model = build_model(config, sigma_data, images.labels).to(device)
+    reference = augmented(images, train.reference, train.seed).to(device) if train.reference else None
+    task = build_task(config, reference)
     ema = EMA(model, train.ema)
     optimizer = optimizer_for(model, train)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    engine = trainer(model, ema, optimizer, scaler, build_task(config), config.diffusion, train, device)
+    engine = trainer(model, ema, optimizer, scaler, task, config.diffusion, train, device)
     if state is not None:
         model.load_state_dict(state["model"])
         ema.model.load_state_dict(state["ema"])
@@ -92,12 +94,13 @@ def fit(
     card = Card(
         sigma_data=sigma_data,
         space=_space(config, images.entries),
+        labels={name: images.cases[0].labels[name] for name in images.labels},
         manifest=manifest.digest,
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
     )
-    session = Session(run, config, engine, model, ema, card, images, device)
+    session = Session(run, config, engine, model, task, ema, card, images, device)
 
     def save() -> None:
         step = engine.state.iteration
@@ -128,8 +131,9 @@ def prepare(config: Config, manifest: Manifest, split: str, on_case: Callable[[C
         raise ManifestError(
             f"{config.data.manifest}: has no case in the split {split}. Scan again with another --split, or add cases."
         )
-    entries = Store(config.data).prepare(manifest, cases, on_case)
-    return Images(manifest, cases, config.data, config.network.spatial_dims, entries)
+    labels = label_names(manifest, config.data) if config.task == "segmentation" else ()
+    entries = Store(config.data, labels).prepare(manifest, cases, on_case)
+    return Images(manifest, cases, config.data, config.network.spatial_dims, entries, labels)
 
 
 def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
@@ -150,7 +154,7 @@ def _sigma_data(config: Config, images: Images) -> float:
     """The standard deviation of the training images in model units, over at most 256 of them."""
     if config.diffusion.sigma_data != "auto":
         return config.diffusion.sigma_data
-    return round(float(fixed(images, 256).std()), 4)
+    return round(float(fixed(images, 256)["image"].std()), 4)
 
 
 def _space(config: Config, entries: Sequence[Entry]) -> Space:
@@ -169,11 +173,13 @@ def _space(config: Config, entries: Sequence[Entry]) -> Space:
     return Space(tuple(spacing), config.data.axis, scale, offset, *kinds[0])
 
 
-def _measure(session: Session, images: Tensor) -> None:
+def _measure(session: Session, items: dict[str, Tensor]) -> None:
     """Attach the held-out loss of the EMA weights, in `engine.state.metrics["held_out"]`."""
     train, batch = session.config.train, session.config.train.batch
-    judge = evaluator(session.ema.model, session.config.diffusion, session.device, train.precision)
-    batches = [(part, i * batch) for i, part in enumerate(images.split(batch))]
+    task = build_task(session.config)  # without the reference: the loss itself, whatever it was trained with
+    judge = evaluator(session.ema.model, task, session.config.diffusion, session.device, train.precision)
+    starts = range(0, len(items["image"]), batch)
+    batches = [({name: value[i : i + batch] for name, value in items.items()}, i) for i in starts]
 
     def measure(engine: Engine) -> None:
         engine.state.metrics["held_out"] = float(judge.run(batches).metrics["loss"])

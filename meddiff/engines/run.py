@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import nn
 
 from meddiff.config import Config, load_config
 from meddiff.data.manifest import Manifest
-from meddiff.diffusion.denoiser import Preconditioned
-from meddiff.engines.card import Card, build_denoiser
+from meddiff.engines.card import Card, build_model
 from meddiff.engines.checkpoint import write_atomic
 from meddiff.errors import RunError
 
@@ -69,14 +69,14 @@ class Run:
         """The run's copy of the manifest."""
         return Manifest.read(self.manifest_path)
 
-    def save_model(self, model: Preconditioned, card: Card) -> None:
+    def save_model(self, model: nn.Module, card: Card) -> None:
         """The weights and the card that describes them, in this order: the card's hash tells whether both belong together."""
         content = save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()})
         card = card.model_copy(update={"weights": hashlib.sha256(content).hexdigest()})
         write_atomic(self.weights_path, content)
         write_atomic(self.card_path, card.model_dump_json(indent=2).encode())
 
-    def load_model(self, device: torch.device) -> tuple[Preconditioned, Card]:
+    def load_model(self, device: torch.device) -> tuple[nn.Module, Card]:
         """The denoiser, ready to sample from, and its card; RunError where the weights are missing or not the card's."""
         card = Card.read(self.card_path)
         try:
@@ -86,7 +86,7 @@ class Run:
                     f"{self.weights_path}: has SHA-256 {found[:12]}..., model.json says {card.weights[:12]}.... "
                     "One of them is from another run or damaged; copy the folder again."
                 )
-            model = build_denoiser(self.config(), card.sigma_data)
+            model = build_model(self.config(), card.sigma_data, tuple(card.labels))
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e

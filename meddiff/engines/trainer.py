@@ -13,9 +13,6 @@ from ignite.metrics import Average
 from torch import Tensor, nn
 
 from meddiff.config import DiffusionConfig, TrainConfig
-from meddiff.diffusion.denoiser import Preconditioned
-from meddiff.diffusion.losses import denoising_loss
-from meddiff.diffusion.noise import draw
 from meddiff.diffusion.sigmas import TRAINING, stratified
 from meddiff.engines.ema import EMA
 from meddiff.errors import ConfigError, RunError
@@ -66,7 +63,7 @@ def optimizer_for(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
 
 
 def trainer(
-    model: Preconditioned,
+    model: nn.Module,
     ema: EMA,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,  # disabled but for fp16
@@ -87,7 +84,7 @@ def trainer(
         now = engine.state.iteration - 1
         x0, cond = task.example(batch)
         sigma = sigma_of(stratified(len(x0), generator(train.seed, "sigma", now))).float()
-        eps = draw(diffusion.noise, x0.shape[1:], [generator(train.seed, "noise", now, i) for i in range(len(x0))])
+        noise = [generator(train.seed, "noise", now, i) for i in range(len(x0))]
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(train, now)
         total = 0.0
@@ -95,8 +92,8 @@ def trainer(
             for part in torch.arange(len(x0)).chunk(train.accumulate):
                 here = None if cond is None else cond.map(itemgetter(part)).map(methodcaller("to", device))
                 with autocast(device, train.precision):
-                    losses = denoising_loss(
-                        model, x0[part].to(device), eps[part].to(device), sigma[part].to(device), here
+                    losses = task.losses(
+                        model, x0[part].to(device), here, sigma[part].to(device), [noise[i] for i in part]
                     )
                 loss = losses.sum() / len(x0)
                 scaler.scale(loss).backward()
@@ -128,24 +125,23 @@ def _seeded_dropout(model: nn.Module, seed: int) -> Iterator[None]:
         yield
 
 
-def evaluator(model: Preconditioned, diffusion: DiffusionConfig, device: torch.device, precision: str) -> Engine:
-    """An engine over batches (images, first index) whose metric "loss" is the mean held-out loss.
+def evaluator(model: nn.Module, task: Task, diffusion: DiffusionConfig, device: torch.device, precision: str) -> Engine:
+    """An engine over batches (batch of the loader, index of its first item) whose metric "loss" is the mean held-out loss.
 
-    Image i always meets the same noise and the same sigma, the i-th point of a golden-ratio sequence through the
+    Item i always meets the same noise and the same sigma, the i-th point of a golden-ratio sequence through the
     training distribution: two models, or two moments of one, are compared on the same task.
     """
     sigma_of = training_sigmas(diffusion)
 
     @torch.no_grad()
-    def step(engine: Engine, batch: tuple[Tensor, int]) -> Tensor:
-        x0, first = batch
-        index = torch.arange(first, first + len(x0), dtype=torch.float64)
-        sigma = sigma_of(((index + 0.5) * 0.6180339887498949 % 1).clamp(1e-4, 1 - 1e-4)).float()
-        eps = draw(diffusion.noise, x0.shape[1:], [generator(0, "held-out", first + i) for i in range(len(x0))])
+    def step(engine: Engine, batch: tuple[dict[str, Any], int]) -> Tensor:
+        x0, cond = task.example(batch[0])
+        index = torch.arange(batch[1], batch[1] + len(x0))
+        sigma = sigma_of(((index.double() + 0.5) * 0.6180339887498949 % 1).clamp(1e-4, 1 - 1e-4)).float()
+        here = None if cond is None else cond.map(methodcaller("to", device))
+        noise = [generator(0, "held-out", i) for i in index.tolist()]
         with autocast(device, precision):
-            return denoising_loss(model, x0.to(device), eps.to(device), sigma.to(device))[
-                :, None
-            ]  # Average wants (B, 1)
+            return task.losses(model, x0.to(device), here, sigma.to(device), noise)[:, None]  # Average wants (B, 1)
 
     engine = Engine(step)
     Average().attach(engine, "loss")

@@ -45,7 +45,7 @@ def save_preview(session: Session, path: Path) -> None:
 
 def save_forward(session: Session, path: Path) -> None:
     """How one training image becomes noise: `x0 + sigma * eps` at the sigmas that samples are drawn on."""
-    image = fixed(session.images, 3)[-2 if len(session.images) > 2 else 0]
+    image = fixed(session.images, 3)["image"][-2 if len(session.images) > 2 else 0]
     sigmas = _stages(sigma_grid(session.config.sample)).flip(0)
     eps = draw(session.config.diffusion.noise, image.shape, [generator(0, "forward")])[0]
     rows = [("x", [image + s * eps for s in sigmas])]

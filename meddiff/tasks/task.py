@@ -1,13 +1,12 @@
 """What a task is: it says what `x0` and the condition mean for a medical batch, and what samples mean to the reader."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 from meddiff.diffusion.denoiser import Condition
-from meddiff.imaging.volume import Volume
 
 
 @dataclass(frozen=True)
@@ -25,12 +24,17 @@ class Space:
 class Task(Protocol):
     """The meaning of channels; see the table in docs/ideas.md."""
 
-    channels: int  # of x0
-
     def example(self, batch: Mapping[str, Any]) -> tuple[Tensor, Condition | None]:
-        """`(x0, cond)` in model units from a batch of the loader."""
+        """`(x0, cond)` from a batch of the loader."""
         ...
 
-    def outcome(self, sample: Tensor, space: Space) -> dict[str, Volume]:
-        """Named volumes in physical units from one sample (C, *spatial)."""
+    def losses(
+        self,
+        model: nn.Module,
+        x0: Tensor,
+        cond: Condition | None,
+        sigma: Tensor,  # (B,)
+        generators: Sequence[Generator],  # one per case: all noise comes from them
+    ) -> Tensor:
+        """What training makes smaller, per case; shape (B,)."""
         ...

@@ -38,7 +38,7 @@ def test_patches_of_volumes_differ_and_hold_foreground(tmp_path):
 
 def test_an_image_larger_than_the_volume_is_padded_with_background(tmp_path):
     some = images(tmp_path, size=(40, 40))
-    image = some.image(0, 0)
+    image = some.image(0, 0)["image"]
     assert image.shape == (1, 40, 40)
     assert (image[0, :10] == -1).all()
     assert image.max() > -0.5
@@ -59,7 +59,7 @@ def test_a_run_that_starts_in_the_middle_sees_what_the_whole_run_saw():
 def test_slices_without_foreground_are_left_out(tmp_path):
     few, many = images(tmp_path, min_foreground=0.3), images(tmp_path, min_foreground=0.0)
     assert 0 < len(few) < len(many)
-    assert all((few.image(i, 0) > -0.9).float().mean() >= 0.2 for i in range(len(few)))
+    assert all((few.image(i, 0)["image"] > -0.9).float().mean() >= 0.2 for i in range(len(few)))
 
 
 def test_a_window_that_shows_nothing_is_an_error_with_a_remedy(tmp_path):
@@ -69,8 +69,8 @@ def test_a_window_that_shows_nothing_is_an_error_with_a_remedy(tmp_path):
 
 def test_fixed_images_are_the_same_each_time_and_spread_out(tmp_path):
     some = images(tmp_path, 3, size=(12, 12, 12))
-    torch.testing.assert_close(fixed(some, 3), fixed(some, 3), rtol=0, atol=0)
-    assert len(fixed(images(tmp_path), 5)) == 5
+    torch.testing.assert_close(fixed(some, 3)["image"], fixed(some, 3)["image"], rtol=0, atol=0)
+    assert len(fixed(images(tmp_path), 5)["image"]) == 5
 
 
 def test_the_cache_is_keyed_by_settings_and_source(tmp_path):

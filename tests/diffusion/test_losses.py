@@ -2,9 +2,11 @@ import math
 
 import pytest
 import torch
+from oracles import finite
 from torch import nn
 
-from meddiff.diffusion.losses import label_loss, posterior_loss
+from meddiff.diffusion.denoiser import Preconditioned
+from meddiff.diffusion.losses import denoising_loss, label_loss, posterior_loss, stable_target
 from meddiff.diffusion.posterior import Posterior, one_hot
 from meddiff.errors import ImageError
 
@@ -119,3 +121,41 @@ def test_a_case_without_information_trains_beside_others_and_needs_no_noise():
     assert all(p.grad.isfinite().all() for p in model.parameters())
     other = torch.cat([torch.zeros(1, 3, 6, 5), eps[1:]])
     torch.testing.assert_close(posterior_loss(model, labels, other, sigma), loss, rtol=0, atol=0)
+
+
+def test_the_stable_target_is_the_posterior_mean_of_a_finite_data_set():
+    data = random(6, 1, 3, 3)
+    x0, rest, sigma = data[2:4], torch.cat([data[:2], data[4:]]), torch.tensor([0.7, 3.0]).double()
+    x = x0 + sigma.view(-1, 1, 1, 1) * random(2, 1, 3, 3, seed=5)
+    for i in range(2):
+        others = torch.cat([rest, x0[1 - i : 2 - i]])
+        target = stable_target(x[i : i + 1], x0[i : i + 1], sigma[i : i + 1], others)
+        torch.testing.assert_close(target, finite(data)(x[i : i + 1], sigma[i]))
+
+
+def test_the_stable_target_is_the_image_itself_where_the_noise_tells_it_apart():
+    x0, others = random(2, 1, 4, 4), random(5, 1, 4, 4, seed=2)
+    x = x0 + 0.01 * random(2, 1, 4, 4, seed=3)
+    torch.testing.assert_close(stable_target(x, x0, torch.full((2,), 0.01), others), x0)
+
+
+def test_the_stable_target_leads_to_the_same_denoiser_with_a_smaller_loss():
+    data = random(64, 1, 2, 2).float()
+    x0, eps, sigma = data[:32], random(32, 1, 2, 2, seed=4).float(), torch.full((32,), 2.0)
+
+    class Exact(nn.Module):
+        def forward(self, x, c_noise, cond=None):
+            return finite(data)(x * 5**0.5, torch.tensor(2.0))  # c_in = 1 / sqrt(1 + 4)
+
+    exact = Preconditioned(Exact(), "x0")
+    plain = denoising_loss(exact, x0, eps, sigma)
+    stable = torch.cat(
+        [
+            denoising_loss(
+                exact, x0[i : i + 1], eps[i : i + 1], sigma[:1], reference=torch.cat([data[:i], data[i + 1 :]])
+            )
+            for i in range(32)
+        ]
+    )
+    torch.testing.assert_close(stable, torch.zeros(32), atol=1e-6, rtol=0)
+    assert plain.mean() > 0.1
