@@ -10,15 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meddiff.errors import ConfigError
-
-
-class Settings(BaseModel):
-    """Base of all sections: immutable, and closed to keys it does not know."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
+from meddiff.settings import Settings
 
 
 class Window(Settings):

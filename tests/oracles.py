@@ -26,6 +26,18 @@ def gaussian_flow(x: Tensor, start: float, end: float, mean: float = 0.0, std: f
     return mean + (x - mean) * ((std**2 + end**2) / (std**2 + start**2)) ** 0.5
 
 
+def field(mean: Tensor, covariance: Tensor):
+    """The denoiser of images (C, *spatial) from one Gaussian with this `mean` and `covariance` (n, n) of their n voxels."""
+    values, vectors = torch.linalg.eigh(covariance)
+
+    def denoise(x: Tensor, sigma: Tensor, cond=None) -> Tensor:
+        v = vectors.to(x)
+        gain = values.to(x) / (values.to(x) + sigma.to(x).reshape(-1, 1) ** 2)  # (1 or B, n)
+        return mean.to(x) + (((x - mean.to(x)).flatten(1) @ v * gain) @ v.T).reshape(x.shape)
+
+    return denoise
+
+
 def mixture(means: Sequence[float], std: float):
     """The denoiser of independent voxels from an even mixture of N(m, std^2)."""
     centres = torch.tensor(means, dtype=torch.float64)
