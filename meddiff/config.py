@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
 from meddiff.errors import ConfigError
 from meddiff.settings import Settings
 
@@ -58,7 +59,9 @@ class DataConfig(Settings):
 
     manifest: Path  # of `meddiff scan`; relative to the working directory
     modality: str | None = None  # which image of a case; needed only where cases have several
-    labels: tuple[str, ...] | None = None  # names to learn, the rest being background; all of the manifest's unless given
+    labels: tuple[str, ...] | None = (
+        None  # names to learn, the rest being background; all of the manifest's unless given
+    )
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...]  # per axis; two for slices keep the distance between slices
     size: tuple[Annotated[int, Field(ge=1)], ...]  # voxels the network is trained on, per axis
     axis: Literal["sagittal", "coronal", "axial"] = "axial"  # what a 2D slice is perpendicular to, in patient axes
@@ -68,6 +71,7 @@ class DataConfig(Settings):
     )  # slices with a smaller share of voxels above background are left out
     crop: Literal["centre", "random"] | None = None  # unless given: centre for slices, random for volumes
     augment: Augment = Augment()
+    degradation: Degradation | None = None  # restoration: what makes the degraded image of a clean one
     cache: Path | None = None  # preprocessed volumes; the user's cache folder unless given
     workers: int = Field(0, ge=0)  # loader processes
 
@@ -221,13 +225,22 @@ class Config(Settings):
                 f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
             )
         process = self.diffusion.process
-        if process not in {"synthesis": ("gaussian",), "restoration": ("gaussian", "direct")}.get(self.task, (process,)):
+        if process not in {"synthesis": ("gaussian",), "restoration": ("gaussian", "direct")}.get(
+            self.task, (process,)
+        ):
             raise ValueError(f"diffusion.process = {process} is not for {self.task}; leave it at gaussian")
+        if (self.task == "restoration") != (data.degradation is not None):
+            raise ValueError(
+                "restoration needs data.degradation, and no other task has one; "
+                f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
+            )
         if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian"):
             raise ValueError("train.reference is for synthesis with Gaussian noise; set it to 0")
         least = 3 if self.task == "synthesis" else 1
         if self.sample.steps < least or self.sample.steps == 2:
-            raise ValueError(f"sample.steps = {self.sample.steps} is too few: 1 is the first answer, sampling starts at 3")
+            raise ValueError(
+                f"sample.steps = {self.sample.steps} is too few: 1 is the first answer, sampling starts at 3"
+            )
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
@@ -284,7 +297,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     """One line of a validation error: which key, what was found, what was expected, and the nearest known key."""
     # a discriminated union puts the chosen kind into the path; it is not a key of the file
-    kinds = {"window", "percentile", "lognormal", "uniform_t", "logit_normal"}
+    kinds = {"window", "percentile", "lognormal", "uniform_t", "logit_normal", *DEGRADATION_KINDS}
     location = [part for part in error["loc"] if part not in kinds]
     key = ".".join(str(part) for part in location) or "the config"
     if error["type"] == "extra_forbidden":

@@ -85,3 +85,4 @@ class Mask(Settings):
 
 
 Degradation = Annotated[Gaussian | Rician | LowDoseCT | Gibbs | Motion | Downsample | Mask, Field(discriminator="kind")]
+DEGRADATION_KINDS = ("gaussian", "rician", "low_dose_ct", "gibbs", "motion", "downsample", "mask")

@@ -55,9 +55,9 @@ def _run(path: Path) -> Table:
     }
     if run.card_path.exists():
         card = Card.read(run.card_path)
-        network = build_model(config, card.sigma_data).network
+        model = build_model(config, card.sigma_data, tuple(card.labels))
         facts |= {
-            "network": f"{sum(p.numel() for p in network.parameters()):,} parameters, levels {list(config.network.channels)}",
+            "network": f"{sum(p.numel() for p in model.parameters()):,} parameters, levels {list(config.network.channels)}",
             "trained": f"{card.step} of {config.train.steps} steps, weights {card.weights[:12]}",
             "units": f"{card.space.modality}, {card.space.unit}; sigma_data {card.sigma_data}",
             "sampler": f"{config.sample.sampler}, {config.sample.steps} evaluations, {config.sample.grid} grid",

@@ -13,7 +13,9 @@ from meddiff.diffusion.denoiser import Condition, Preconditioned
 from meddiff.diffusion.posterior import C_NOISE
 from meddiff.errors import ConfigError
 
-LEFT = 0.4  # standard deviation of what a trained first answer leaves of an image, in units of its c_out: see `Restored`
+LEFT = (
+    0.4  # standard deviation of what a trained first answer leaves of an image, in units of its c_out: see `Restored`
+)
 
 
 class AnsweredLabels(nn.Module):

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 
-
 class EMA:
     """A copy of a model whose weights follow the model's, slower and with less noise.
 

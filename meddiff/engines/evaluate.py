@@ -38,7 +38,10 @@ def compare(model: Preconditioned, config: Config, manifest: Manifest, split: st
         raise ManifestError(
             f"The split {split} and the training set give {n} images to compare; 2 at least are needed."
         )
-    held_out, training = held_out[torch.linspace(0, len(held_out) - 1, n).round().long()], fixed(train_images, n)["image"]
+    held_out, training = (
+        held_out[torch.linspace(0, len(held_out) - 1, n).round().long()],
+        fixed(train_images, n)["image"],
+    )
     names = [f"evaluate_{i}" for i in range(n)]
     samples = torch.stack(list(draw_samples(model, config, names, seed))).clamp(-1, 1)
     projections = config.evaluate.projections
