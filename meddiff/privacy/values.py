@@ -1,0 +1,91 @@
+"""Values that may pass: numbers that are numbers, terms that are defined, known codes, new UIDs, shifted dates.
+
+`checked` answers with the value to write, or with None where nothing may be written. No branch returns text of the input
+that is not matched against a closed list or a strict pattern.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+import pydicom.sr._concepts_dict as concepts
+import pydicom.sr._snomed_dict as snomed
+from pydicom.datadict import dictionary_has_tag
+from pydicom.dataset import Dataset
+from pydicom.uid import UID_dictionary
+
+from meddiff.privacy.keyed import Keyed, Person, capped_age, shifted
+from meddiff.privacy.tables import terms
+from meddiff.privacy.vocabulary import PATTERNS, cleaned
+
+DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")  # PS3.5 section 6.2, DS
+INTEGER = re.compile(r"[+-]?\d{1,12}")
+WHOLE = {"US", "SS", "UL", "SL", "UV", "SV"}
+REAL = {"FL", "FD"}
+ARRAYS = {"OF", "OD", "OL", "OV", "OW", "OB"}
+REMOVED = {"DA": "19000101", "DT": "19000101000000", "TM": "000000", "UI": "2.25.0"}  # valid, and say nothing
+
+
+def checked(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any:
+    """The value to write for an attribute that may pass, or None; several values pass together or keep their places."""
+    values = value if isinstance(value, (list, tuple)) or hasattr(value, "insert") else [value]
+    if vr in ARRAYS:
+        return value if isinstance(value, bytes) else None
+    new = [_one(keyword, vr, one, keyed, person) for one in values]
+    if keyword in ("ImageType", "FrameType"):  # the places have a meaning (PS3.3 C.7.6.1.1.2)
+        new = ["OTHER" if one is None else one for one in new]
+    elif vr == "CS" and keyword not in PATTERNS:
+        new = [one for one in new if one is not None]
+    elif vr in ("LO", "SH"):
+        new = ["" if one is None else one for one in new] if any(new) else []
+    if not new or any(one is None for one in new):
+        return None
+    return new if len(new) > 1 else new[0]
+
+
+def _one(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any:
+    if vr in WHOLE:
+        return int(value) if isinstance(value, int) else None
+    if vr in REAL:
+        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+    if vr == "AT":  # a pointer to an attribute of the standard; four other bytes are no pointer
+        return value if isinstance(value, int) and dictionary_has_tag(value) else None
+    text = str(getattr(value, "original_string", value)).strip(" \0")
+    if vr == "DS":
+        return text if DECIMAL.fullmatch(text) and len(text) <= 16 else None
+    if vr == "IS":
+        return text if INTEGER.fullmatch(text) else None
+    if vr == "UI":
+        return text if not text or text in UID_dictionary else keyed.uid(text)
+    if vr in ("DA", "DT", "TM"):
+        return shifted(text, vr, person.days)
+    if vr == "AS":
+        return capped_age(text)
+    if keyword in PATTERNS and PATTERNS[keyword].fullmatch(text):
+        return text
+    if vr == "CS":
+        return text if text in terms().get(keyword, ()) else None
+    if vr in ("LO", "SH"):
+        return cleaned(text)[: 16 if vr == "SH" else 64].strip() or None
+    return None
+
+
+def coded(item: Dataset) -> Mapping[str, str] | None:
+    """Code, scheme and meaning of an item (PS3.3 section 8.8), the meaning from pydicom's dictionary; None if unknown."""
+    value, scheme = str(item.get("CodeValue", "")), str(item.get("CodingSchemeDesignator", ""))
+    meaning = _meanings().get((scheme, value))
+    if meaning is None and scheme in ("SRT", "SNM3", "99SDM"):
+        meaning = _meanings().get(("SCT", snomed.mapping["SRT"].get(value, "")))
+    return None if meaning is None else {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
+
+
+@lru_cache(1)
+def _meanings() -> Mapping[tuple[str, str], str]:
+    return {
+        (scheme, code): meaning
+        for scheme, by_keyword in concepts.concepts.items()
+        for codes in by_keyword.values()
+        for code, (meaning, *_) in codes.items()
+    }
