@@ -49,7 +49,7 @@ SOP_CLASSES = {  # the images and the objects drawn on them that can be cleaned;
 LEFT_OUT = re.compile("clinical-trial|specimen|overlay|acquisition-context|icc-profile|^device$|frame-extraction|curve|approval")
 NEVER = re.compile(  # carry text, pictures or other files of any kind, or who made them
     "Icon|Encrypted|MACParameters|DigitalSignature|HL7|Overlay|Curve|EncapsulatedDocument|PrivateCreator|PrivateGroup|"
-    "ContributingEquipment|OriginalAttributes|ModifiedAttributes|Creator|Private|Conversion|Observer|Physician|Operator|"
+    "ContributingEquipment|OriginalAttributes|ModifiedAttributes|Creator|Private|Conversion|Observer|Physician|Operator|Segmented\\w+LookupTable|"
     "Occupation|MedicalAlert|Allergies|PatientState|Admitting|Breed|Strain|Calendar|Genetic|NTPSource|Service|PatientID|"
     "ResponsiblePerson|IdentifierType|UniversalEntity|Authorization|Coercion|SyntheticData"
 )
@@ -58,8 +58,6 @@ CLEANED = {"ROIName", "StructureSetLabel"}  # rows that got the Clean Descriptor
 BULK = {  # of the binary attributes
     "PixelData", "FloatPixelData", "DoubleFloatPixelData", "LUTData",
     "RedPaletteColorLookupTableData", "GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData",
-    "SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData",
-    "SegmentedBluePaletteColorLookupTableData",
 }  # fmt: skip
 NUMBERS = {"DS", "IS", "US", "SS", "UL", "SL", "FL", "FD", "OF", "OD", "AT"}
 WORDS = {"LO", "SH", "CS"}  # cleaned by a closed vocabulary, CS by the standard's terms
@@ -144,11 +142,13 @@ def main(tables: Path, output: Path) -> None:
                 passing.add(keyword)
         modules[name] = kinds
     needed = {keyword: values for keyword, values in terms(tables).items() if keyword in passing}
-    typed = {
-        kind: sorted({a["keyword"] for name in used for a in attributes.get(name, []) if a["type"] in codes} & passing)
-        for kind, codes in (("type1", {"1"}), ("type2", {"2", "2C"}))
-    }
-    content = {"sop_classes": classes, "modules": modules, "terms": needed, **typed}
+    typed: dict[str, set[str]] = {"type1": set(), "type2": set()}
+    for one in (one for name in used for one in attributes.get(name, []) if one["keyword"] in passing):
+        if one["type"] == "1" or (one["type"] == "1C" and dictionary_VR(one["keyword"]) in ("LO", "SH")):
+            typed["type1"].add(one["keyword"])
+        elif one["type"] in ("2", "2C"):
+            typed["type2"].add(one["keyword"])
+    content = {"sop_classes": classes, "modules": modules, "terms": needed} | {k: sorted(v) for k, v in typed.items()}
     lines = json.dumps(content, separators=(",", ":"), sort_keys=True)
     output.write_text(re.sub(r'(\]|\}),"', r'\1,\n"', lines) + "\n")
 

@@ -13,8 +13,8 @@ from pydicom.tag import BaseTag
 
 from meddiff import __version__
 from meddiff.privacy.keyed import Keyed, Person
-from meddiff.privacy.tables import DEVICE, SAFE_PRIVATE, Allowed, required
-from meddiff.privacy.values import ARRAYS, REMOVED, checked, coded
+from meddiff.privacy.tables import DEVICE, OWN, SAFE_PRIVATE, Allowed, required
+from meddiff.privacy.values import ARRAYS, REMOVED, checked, coded, table_fits
 
 DEEPEST = 16  # nested sequences; an image has no more than six
 PROFILE = {  # PS3.16 CID 7050
@@ -26,6 +26,7 @@ PROFILE = {  # PS3.16 CID 7050
 }
 RETAIN_DEVICE = {"113109": "Retain Device Identity Option"}
 CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
+TABLES = {"LUTData", *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))}
 TEXT = {"LO", "SH", "LT", "ST", "UT", "UC"}
 FRAMES = {"PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"}  # an item for each frame, also if empty
 
@@ -54,15 +55,19 @@ class Cleaner:
 
     def _dataset(self, dataset: Dataset, depth: int) -> Dataset:
         out = Dataset()
-        code = coded(dataset) if "CodeValue" in dataset else None
+        code = coded(dataset) if depth and "CodeValue" in dataset else {}
+        if code is None:  # a private code may say anything, and its meaning is free text
+            self.actions["drop", "unknown-code"] += 1
+            return out
         for tag, element in self._elements(dataset):
             keyword = keyword_for_tag(tag)
             if tag.is_private:
                 self._private(element, out)
-            elif keyword in CODE and code is not None:
-                self._add(out, keyword, code[keyword], "keep", "known-code")
             elif keyword in CODE:
-                self.actions["drop", "unknown-code"] += 1
+                if keyword in code:
+                    self._add(out, keyword, code[keyword], "keep", "known-code")
+            elif keyword in TABLES and not table_fits(dataset, keyword):
+                self.actions["drop", "no-lookup-table"] += 1
             else:
                 self._public(keyword, element, out, depth)
         return out
@@ -133,7 +138,7 @@ class Cleaner:
         type1, type2 = required()
         if keyword in type1 and vr in REMOVED.keys() | TEXT:
             self._add(out, keyword, REMOVED.get(vr, "REMOVED"), "dummy", rule, vr)
-        elif keyword in type1 | type2 or keyword in ("PatientBirthDate", "AccessionNumber", "StudyID"):
+        elif keyword in type1 | type2 or keyword in OWN:
             if vr not in ARRAYS:
                 self._add(out, keyword, Sequence() if vr == "SQ" else None, "empty", rule, vr)
         else:

@@ -1,6 +1,7 @@
 """One file of a hospital's folder: what it is, where it goes under its new name, and what of it may go there."""
 
 import io
+import logging
 import re
 import warnings
 from collections.abc import Callable
@@ -139,10 +140,12 @@ def _bytes(out: Dataset, syntax: UID) -> bytes:
 
 
 def _guarded(act: Callable[[], Result]) -> Result:
-    """What `act` gives; its errors without their text, which may quote a value."""
+    """What `act` gives; its errors without their text, which may quote a value. pydicom's warnings and log do so too."""
+    quoting = logging.getLogger("pydicom")
+    before, quoting.disabled = quoting.disabled, True
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings quote values
+            warnings.simplefilter("ignore")
             return act()
     except (QuarantinedError, ImageError, KeyboardInterrupt, SystemExit, MemoryError):
         raise
@@ -152,3 +155,5 @@ def _guarded(act: Callable[[], Result]) -> Result:
         raise QuarantinedError("unreadable", f"It cannot be read (error {error.errno}).") from None
     except BaseException as error:  # pydicom raises many kinds; native decoders panic with classes that are no Exception
         raise QuarantinedError("damaged", f"It cannot be read as an image ({type(error).__name__}).") from None
+    finally:
+        quoting.disabled = before

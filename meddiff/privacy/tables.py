@@ -22,6 +22,15 @@ OWN: dict[str, Kind] = {  # what the tables leave out and an anonymous image sti
     "AccessionNumber": "empty",
     "StudyID": "empty",
     "ReferringPhysicianName": "empty",
+    "AcquisitionContextSequence": "empty",
+    "RescaleSlope": "pass",  # numbers that scanners add to images whose IOD has no place for them
+    "RescaleIntercept": "pass",
+    "RescaleType": "pass",
+    "SpacingBetweenSlices": "pass",
+    "TemporalPositionIdentifier": "pass",
+    "NumberOfTemporalPositions": "pass",
+    "DiffusionBValue": "pass",
+    "DiffusionGradientOrientation": "pass",
 }
 DEVICE = {  # free text that names the scanner: verbatim with Retain Device, else the words of the vocabulary
     "Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DetectorManufacturerName",

@@ -24,8 +24,11 @@ DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")  # PS3.5 sect
 INTEGER = re.compile(r"[+-]?\d{1,12}")
 WHOLE = {"US", "SS", "UL", "SL", "UV", "SV"}
 REAL = {"FL", "FD"}
+ATOM = r"([munkc]?(g|m|s|l|L|mol|Bq|Gy|Sv|Pa|Hz|eV|V|A|J|W)|min|h|d|deg|HU|\[hnsf'U\]|%)[1-4]?"
+UNIT = rf"(\d{{1,3}}({ATOM})?|{ATOM})"
+UNITS = re.compile(rf"{UNIT}([./]{UNIT}){{0,3}}")  # UCUM, of quantities in images
 ARRAYS = {"OF", "OD", "OL", "OV", "OW", "OB"}
-REMOVED = {"DA": "19000101", "DT": "19000101000000", "TM": "000000", "UI": "2.25.0"}  # valid, and say nothing
+REMOVED = {"CS": "OTHER", "DA": "19000101", "DT": "19000101000000", "TM": "000000", "UI": "2.25.0"}  # valid, and say nothing
 
 
 def checked(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any:
@@ -43,6 +46,17 @@ def checked(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> 
     if not new or any(one is None for one in new):
         return None
     return new if len(new) > 1 else new[0]
+
+
+def table_fits(dataset: Dataset, keyword: str) -> bool:
+    """Whether a lookup table has as many bytes as its descriptor says (PS3.3 C.11.1.1): anything else is no table."""
+    descriptor = dataset.get(keyword.removesuffix("Data") + "Descriptor")
+    if descriptor is None or len(descriptor) != 3:
+        return False
+    entries = int(descriptor[0]) or 65536
+    data = dataset[keyword].value
+    size = len(data) if isinstance(data, bytes) else 2 * len(data)
+    return size in (2 * entries, entries + entries % 2)
 
 
 def _one(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any:
@@ -78,6 +92,8 @@ def coded(item: Dataset) -> Mapping[str, str] | None:
     meaning = _meanings().get((scheme, value))
     if meaning is None and scheme in ("SRT", "SNM3", "99SDM"):
         meaning = _meanings().get(("SCT", snomed.mapping["SRT"].get(value, "")))
+    if meaning is None and scheme == "UCUM" and UNITS.fullmatch(value):
+        meaning = value
     return None if meaning is None else {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
 
 
