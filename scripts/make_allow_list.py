@@ -12,6 +12,8 @@ terms are stored, by module, in four classes:
     device  passes with Retain Device only
     empty   type 2 and must not pass: stays, without a value
     dummy   type 1 and must not pass: stays, with a value that says nothing
+
+and, of all of them, which are of type 1 and 2 there, and so stay without their value when it may not pass.
 """
 
 import json
@@ -46,7 +48,9 @@ SOP_CLASSES = {  # the images and the objects drawn on them that can be cleaned;
     "1.2.840.10008.5.1.4.1.1.481.2": "RTDOSE",
     "1.2.840.10008.5.1.4.1.1.481.3": "RTSTRUCT",
 }
-LEFT_OUT = re.compile("clinical-trial|specimen|overlay|acquisition-context|icc-profile|^device$|frame-extraction|curve|approval")
+LEFT_OUT = re.compile(
+    "clinical-trial|specimen|overlay|acquisition-context|icc-profile|^device$|frame-extraction|curve|approval"
+)
 NEVER = re.compile(  # carry text, pictures or other files of any kind, or who made them
     "Icon|Encrypted|MACParameters|DigitalSignature|HL7|Overlay|Curve|EncapsulatedDocument|PrivateCreator|PrivateGroup|"
     "ContributingEquipment|OriginalAttributes|ModifiedAttributes|Creator|Private|Conversion|Observer|Physician|Operator|Segmented\\w+LookupTable|"
@@ -61,13 +65,23 @@ BULK = {  # of the binary attributes
 }  # fmt: skip
 NUMBERS = {"DS", "IS", "US", "SS", "UL", "SL", "FL", "FD", "OF", "OD", "AT"}
 WORDS = {"LO", "SH", "CS"}  # cleaned by a closed vocabulary, CS by the standard's terms
-PATIENT = {"PatientAge", "PatientSize", "PatientWeight", "PatientSex", "PatientSexNeutered", "SmokingStatus", "PregnancyStatus"}
+PATIENT = {
+    "PatientAge",
+    "PatientSize",
+    "PatientWeight",
+    "PatientSex",
+    "PatientSexNeutered",
+    "SmokingStatus",
+    "PregnancyStatus",
+}
 TERM = re.compile(r"<dt[^>]*>(?:\s*<[^>]+>)*\s*([A-Z0-9][A-Z0-9_ ]{0,15}?)\s*(?:<[^>]+>\s*)*</dt>")
 
 
 def annex_e(tables: Path) -> dict[str, dict[str, str]]:
     """The rows of Table E.1-1 by keyword: the basic action of 2026c, and the options' columns."""
-    options = {row["id"].upper(): row for row in json.loads((tables / "confidentiality_profile_attributes.json").read_text())}
+    options = {
+        row["id"].upper(): row for row in json.loads((tables / "confidentiality_profile_attributes.json").read_text())
+    }
     rows = {}
     for action in ("D", "U", "X_D", "X", "X_Z_D", "X_Z", "X_Z_U_STAR", "Z_D", "Z"):
         for tag in getattr(dicomfields_2026c, f"{action}_TAGS"):
@@ -131,24 +145,24 @@ def main(tables: Path, output: Path) -> None:
     for name in sorted(used):
         types: dict[str, set[str]] = {}
         for one in attributes.get(name, []):
-            hidden = any(NEVER.search(step) or (step in rows and rows[step]["basic"] != "X_Z_U_STAR") for step in one["path"])
+            hidden = any(
+                NEVER.search(step) or (step in rows and rows[step]["basic"] != "X_Z_U_STAR") for step in one["path"]
+            )
             if tag_for_keyword(one["keyword"]) is not None and not hidden:
                 types.setdefault(one["keyword"], set()).add(one["type"])
         kinds: dict[str, list[str]] = {}
         for keyword in sorted(types):
             kind = classify(keyword, types[keyword], rows)
             if kind:
-                kinds.setdefault(kind, []).append(keyword)
                 passing.add(keyword)
+                text = dictionary_VR(keyword) in ("LO", "SH")
+                needed_type = "type1" if types[keyword] & ({"1", "1C"} if text else {"1"}) else None
+                needed_type = needed_type or ("type2" if types[keyword] & {"2", "2C"} else None)
+                for name_of_list in filter(None, (kind, needed_type)):
+                    kinds.setdefault(name_of_list, []).append(keyword)
         modules[name] = kinds
     needed = {keyword: values for keyword, values in terms(tables).items() if keyword in passing}
-    typed: dict[str, set[str]] = {"type1": set(), "type2": set()}
-    for one in (one for name in used for one in attributes.get(name, []) if one["keyword"] in passing):
-        if one["type"] == "1" or (one["type"] == "1C" and dictionary_VR(one["keyword"]) in ("LO", "SH")):
-            typed["type1"].add(one["keyword"])
-        elif one["type"] in ("2", "2C"):
-            typed["type2"].add(one["keyword"])
-    content = {"sop_classes": classes, "modules": modules, "terms": needed} | {k: sorted(v) for k, v in typed.items()}
+    content = {"sop_classes": classes, "modules": modules, "terms": needed}
     lines = json.dumps(content, separators=(",", ":"), sort_keys=True)
     output.write_text(re.sub(r'(\]|\}),"', r'\1,\n"', lines) + "\n")
 

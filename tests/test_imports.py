@@ -20,7 +20,8 @@ ALLOWED = {  # what a package may import of ours
     "engines": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
     "privacy": BASE | {"config", "imaging", "data"},
     "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
-    "cli": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
+    "cli": BASE
+    | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }
 ONLY = {  # where a library may be imported
     "pydicom": {"imaging", "privacy"},

@@ -23,7 +23,8 @@ def command(
     ocr: Annotated[bool, typer.Option(help="Also look for text in the pixels, with tesseract.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Processes; the result does not depend on it.")] = 1,
     quarantined: Annotated[
-        Path | None, typer.Option(help="Write paths and reasons of the files left behind, .jsonl, readable by you only.")
+        Path | None,
+        typer.Option(help="Write paths and reasons of the files left behind, .jsonl, readable by you only."),
     ] = None,
     quiet: Quiet = False,
 ) -> None:
@@ -58,7 +59,10 @@ def command(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if quarantined is not None:
-        lines = (json.dumps({"number": o.number, "path": str(o.path), "reason": o.reason, "detail": o.detail}) for o in behind)
+        lines = (
+            json.dumps({"number": o.number, "path": str(o.path), "reason": o.reason, "detail": o.detail})
+            for o in behind
+        )
         _write_private(quarantined, "".join(line + "\n" for line in lines))
     audit = json.loads((output / "audit.json").read_text(encoding="utf-8"))
     tell.print(

@@ -12,7 +12,11 @@ from meddiff.errors import ImageError
 from meddiff.imaging.volume import Volume
 
 WORKING_MM = 2.0  # grid on which the brain is looked for
-NECKS_MM = (6.0, 8.0, 10.0)  # erosions that break nerves, vessels and the neck's connections to the brain, in this order
+NECKS_MM = (
+    6.0,
+    8.0,
+    10.0,
+)  # erosions that break nerves, vessels and the neck's connections to the brain, in this order
 MARGIN_MM = 8.0  # between the brain's hull and the plane
 SPINE_MM = 10.0  # in front of the brain's middle: what lies behind is spared, so that the spinal cord is
 BRAIN_ML = (500.0, 2400.0)  # of infants and adults, with the liquor that is found with it
@@ -143,5 +147,3 @@ def _plane(brain: np.ndarray, head: np.ndarray) -> tuple[np.ndarray, float]:
             best = (cut, normal, offset)
     assert best is not None
     return best[1], best[2]
-
-

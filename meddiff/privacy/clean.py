@@ -13,7 +13,7 @@ from pydicom.tag import BaseTag
 
 from meddiff import __version__
 from meddiff.privacy.keyed import Keyed, Person
-from meddiff.privacy.tables import DEVICE, OWN, SAFE_PRIVATE, Allowed, required
+from meddiff.privacy.tables import DEVICE, SAFE_PRIVATE, Allowed
 from meddiff.privacy.values import ARRAYS, REMOVED, checked, coded, table_fits
 
 DEEPEST = 16  # nested sequences; an image has no more than six
@@ -128,17 +128,17 @@ class Cleaner:
         items = [self._dataset(item, depth + 1) for item in element.value]
         if keyword not in FRAMES:
             items = [item for item in items if len(item)]
-        if items or keyword in required()[1]:
+        if items or keyword in self.allowed.type2:
             self._add(out, keyword, Sequence(items), "keep", "sequence")
         else:
             self.actions["drop", "sequence-without-content"] += 1
 
     def _without(self, keyword: str, vr: str, out: Dataset, rule: str) -> None:
         """An attribute whose value may not pass: valid and meaningless for type 1, empty for type 2, else dropped."""
-        type1, type2 = required()
+        type1, type2 = self.allowed.type1, self.allowed.type2
         if keyword in type1 and vr in REMOVED.keys() | TEXT:
             self._add(out, keyword, REMOVED.get(vr, "REMOVED"), "dummy", rule, vr)
-        elif keyword in type1 | type2 or keyword in OWN:
+        elif keyword in type1 | type2:
             if vr not in ARRAYS:
                 self._add(out, keyword, Sequence() if vr == "SQ" else None, "empty", rule, vr)
         else:

@@ -24,12 +24,14 @@ from meddiff.privacy.clean import Cleaner
 from meddiff.privacy.keyed import Keyed
 from meddiff.privacy.pixels import DRAWN, TOMOGRAPHIC, QuarantinedError, check_burned_in, clean_pixels, find_text
 from meddiff.privacy.tables import allowed
-from meddiff.privacy.vocabulary import HEAD
+from meddiff.privacy.vocabulary import BODY_PARTS, HEAD
 
 HEADER = [
     "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "BodyPartExamined",
 ]  # fmt: skip
-SUFFIX = re.compile(r"(?P<stem>.+?)(?P<suffix>_(?:\d{4}|T1w?|T2w?|T1c|T1ce|FLAIR|PD|CT|MR|PET|ADC|DWI))?", re.IGNORECASE)
+SUFFIX = re.compile(
+    r"(?P<stem>.+?)(?P<suffix>_(?:\d{4}|T1w?|T2w?|T1c|T1ce|FLAIR|PD|CT|MR|PET|ADC|DWI))?", re.IGNORECASE
+)
 Result = TypeVar("Result")
 
 
@@ -69,7 +71,9 @@ def deidentified(
         assert rules is not None, "looked at before"
         check_burned_in(dataset, rules.modality)
         if ocr and "PixelData" in dataset and find_text(dataset):
-            raise QuarantinedError("text-found", "tesseract reads words in its pixels. Look at it, and mask or leave it out.")
+            raise QuarantinedError(
+                "text-found", "tesseract reads words in its pixels. Look at it, and mask or leave it out."
+            )
         if blank is not None:
             _blank(dataset, blank)
         syntax = UID(dataset.file_meta.TransferSyntaxUID)
@@ -98,7 +102,9 @@ def _look_nifti(path: Path, root: Path, stem: str, keyed: Keyed) -> Look:
 
 def _look_dicom(path: Path, keyed: Keyed) -> Look:
     if read_file_meta_info(str(path)).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-        raise QuarantinedError("deflated", "A deflated file inflates without bound; convert it, for instance with dcmconv.")
+        raise QuarantinedError(
+            "deflated", "A deflated file inflates without bound; convert it, for instance with dcmconv."
+        )
     header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=HEADER)
     rules = allowed(str(header.get("SOPClassUID", "")))
     if rules is None:
@@ -112,17 +118,18 @@ def _look_dicom(path: Path, keyed: Keyed) -> Look:
     person = keyed.person(str(header.get("PatientID") or ""), study)
     group = f"{person.name}/{keyed.uid(study)}/{keyed.uid(series)}"
     part = str(header.get("BodyPartExamined") or "").strip().upper()
-    face = rules.modality in TOMOGRAPHIC | DRAWN and (not part or part in HEAD)
+    face = rules.modality in TOMOGRAPHIC | DRAWN and (part in HEAD or part not in BODY_PARTS)
     kind = UID(str(header.SOPClassUID)).name
     return Look(path, f"{group}/{keyed.uid(instance)}.dcm", group, kind, rules.modality, face)
 
 
 def _blank(dataset: Dataset, where: np.ndarray) -> None:
-    dataset.decompress() if dataset.file_meta.TransferSyntaxUID.is_compressed else None
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        dataset.decompress()
     stored = dataset.pixel_array.copy()
     stored[where] = stored.min()
-    order = "<" if dataset.file_meta.TransferSyntaxUID.is_little_endian else ">"
-    dataset.PixelData = stored.astype(stored.dtype.newbyteorder(order)).tobytes()
+    little = dataset.file_meta.TransferSyntaxUID.is_little_endian
+    dataset.PixelData = stored.astype(stored.dtype.newbyteorder("<" if little else ">")).tobytes()
 
 
 def _bytes(out: Dataset, syntax: UID) -> bytes:
@@ -153,7 +160,9 @@ def _guarded(act: Callable[[], Result]) -> Result:
         raise QuarantinedError("not-dicom", "It is not a DICOM file (PS3.10).") from None
     except OSError as error:
         raise QuarantinedError("unreadable", f"It cannot be read (error {error.errno}).") from None
-    except BaseException as error:  # pydicom raises many kinds; native decoders panic with classes that are no Exception
+    except (
+        BaseException
+    ) as error:  # pydicom raises many kinds; native decoders panic with classes that are no Exception
         raise QuarantinedError("damaged", f"It cannot be read as an image ({type(error).__name__}).") from None
     finally:
         quoting.disabled = before

@@ -68,7 +68,7 @@ def deidentify(
     source: str | Path,
     output: str | Path,
     key: bytes,  # of the pseudonyms, as for `meddiff scan`
-    options: Options = Options(),  # noqa: B008  frozen
+    options: Options = Options(),
     *,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,  # told (files done, files)
@@ -107,7 +107,9 @@ def check_folders(source: Path, output: Path, key: Path | None = None) -> None:
     if real_out.is_relative_to(real_in) or real_in.is_relative_to(real_out):
         raise PrivacyError(f"{output}: the output and {source} lie in one another. Choose an output folder elsewhere.")
     if key is not None and key.resolve().is_relative_to(real_out):
-        raise PrivacyError(f"{key}: the key lies in the output, and with it the pseudonyms can be undone. Keep it elsewhere.")
+        raise PrivacyError(
+            f"{key}: the key lies in the output, and with it the pseudonyms can be undone. Keep it elsewhere."
+        )
     if output.exists() and (not output.is_dir() or any(not OURS.fullmatch(p.name) for p in output.iterdir())):
         raise PrivacyError(f"{output}: holds other files, which may be identified. Choose a new or an empty folder.")
 
@@ -136,7 +138,9 @@ class _Work:
             raise QuarantinedError("face-not-removed", "Faces are removed from CT and MR series only. Leave it out.")
         series, refused = find_series([one.path for one in job])
         if refused:
-            raise QuarantinedError("face-not-removed", "Its series is no single volume, so its face is not found. Leave it out.")
+            raise QuarantinedError(
+                "face-not-removed", "Its series is no single volume, so its face is not found. Leave it out."
+            )
         masks: dict[Path, np.ndarray] = {}
         for one in series:
             mask = face_mask(read_series(one.files))
@@ -150,7 +154,11 @@ class _Work:
                 content, actions = self._nifti(one), Counter({("drop", "nifti-text"): 1})
             else:
                 content, cleaner = deidentified(
-                    read(one.path), self.keyed, retain_device=self.options.retain_device, ocr=self.options.ocr, blank=blank
+                    read(one.path),
+                    self.keyed,
+                    retain_device=self.options.retain_device,
+                    ocr=self.options.ocr,
+                    blank=blank,
                 )
                 actions = cleaner.actions
         except QuarantinedError as why:
@@ -178,7 +186,9 @@ def _look_at_all(paths: Sequence[Path], root: Path, keyed: Keyed) -> tuple[list[
         try:
             one = look(path, root, keyed)
             if one.target in looks:
-                raise QuarantinedError("duplicate", "Another file before it has the same UID or name. Keep one of them.")
+                raise QuarantinedError(
+                    "duplicate", "Another file before it has the same UID or name. Keep one of them."
+                )
             looks[one.target] = one
         except QuarantinedError as why:
             behind.append(Quarantined(number, path, why.reason, why.detail))
@@ -217,8 +227,12 @@ def _write(path: Path, content: bytes) -> None:
     try:
         write_whole(path, content)
     except OSError as error:
-        remedy = "Free space and run the same command again; files that are there are whole." if error.errno in FULL else ""
-        raise PrivacyError(f"The output cannot be written ({os.strerror(error.errno or 0)}). {remedy}".strip()) from None
+        remedy = (
+            "Free space and run the same command again; files that are there are whole." if error.errno in FULL else ""
+        )
+        raise PrivacyError(
+            f"The output cannot be written ({os.strerror(error.errno or 0)}). {remedy}".strip()
+        ) from None
 
 
 def _audit(files: int, outcomes: Sequence[Outcome], behind: Sequence[Quarantined], options: Options) -> dict:
@@ -242,5 +256,3 @@ def _audit(files: int, outcomes: Sequence[Outcome], behind: Sequence[Quarantined
             {"series": group, "files": len(ones), "face": ones[0].face} for group, ones in sorted(series.items())
         ],
     }
-
-

@@ -3,6 +3,7 @@
 import importlib
 import re
 import warnings
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -14,11 +15,17 @@ from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, J
 
 from meddiff.errors import PrivacyError
 
-TOMOGRAPHIC = {"CT", "MR", "PT", "NM"}  # reconstructed, so that text comes in only by a later step, which ImageType tells
+TOMOGRAPHIC = {
+    "CT",
+    "MR",
+    "PT",
+    "NM",
+}  # reconstructed, so that text comes in only by a later step, which ImageType tells
 DRAWN = {"SEG", "RTDOSE", "RTSTRUCT"}  # computed values: no camera, no screen
 CAPTURED = re.compile("SCREEN|CAPTURE|SECONDARY|SAVE|PASTED|REPORT|DOSE_INFO|3D_RENDER|RENDER")
 PADDING = re.compile(b"\xff[\x80-\xcf\xd8-\xfe]")  # a marker: 0x00-0x7f are stuffed bytes, 0xd0-0xd7 restarts
 MIN_CONFIDENCE, MIN_CHARACTERS = 70, 3  # of a word that tesseract takes for text
+BRIGHT = 0.9  # of the display range
 DECODABLE = JPEGTransferSyntaxes + JPEGLSTransferSyntaxes + JPEG2000TransferSyntaxes
 
 
@@ -38,7 +45,9 @@ def check_burned_in(dataset: Dataset, modality: str) -> None:
     """
     burned = str(dataset.get("BurnedInAnnotation", "")).strip()
     if burned == "YES":
-        raise QuarantinedError("burned-in-text", "BurnedInAnnotation is YES: text is part of the pixels. Mask it first.")
+        raise QuarantinedError(
+            "burned-in-text", "BurnedInAnnotation is YES: text is part of the pixels. Mask it first."
+        )
     if burned == "NO" or modality in DRAWN:
         return
     kind = dataset.get("ImageType") or []
@@ -55,7 +64,10 @@ def clean_pixels(dataset: Dataset, syntax: UID) -> bytes | None:
     """The pixel data without what is no pixel; None where there is none. Decoded values do not change."""
     if "PixelData" not in dataset:
         return None
-    if any(element.tag.group >> 8 == 0x60 and element.tag.element == 0x0102 and element.value for element in _overlays(dataset)):
+    if any(
+        element.tag.group >> 8 == 0x60 and element.tag.element == 0x0102 and element.value
+        for element in _overlays(dataset)
+    ):
         raise QuarantinedError("overlay-in-pixels", "An overlay lies in unused bits of the pixels. Export without it.")
     raw = dataset.PixelData
     if not syntax.is_compressed:
@@ -72,21 +84,31 @@ def without_comments(stream: bytes) -> bytes:
         return _jpeg(stream)
     if stream[:2] == b"\xff\x4f":
         return _jpeg2000(stream)
-    raise QuarantinedError("not-a-codestream", "The compressed pixels are in a wrapper that may hold text. Export again.")
+    raise QuarantinedError(
+        "not-a-codestream", "The compressed pixels are in a wrapper that may hold text. Export again."
+    )
 
 
 def find_text(dataset: Dataset) -> bool:
     """Whether tesseract reads words in any frame; PrivacyError where it is not installed."""
     tesseract = require_ocr()
-    for frame in _frames(dataset):
-        low, high = np.percentile(frame, (0.5, 99.9))
-        grey = np.clip((frame - low) / max(high - low, 1e-6), 0, 1)
-        picture = np.kron((255 * grey).astype(np.uint8), np.ones((2, 2), np.uint8))  # small letters are read better
-        found = tesseract.image_to_data(picture, config="--psm 11", output_type=tesseract.Output.DICT)
-        for word, confidence in zip(found["text"], found["conf"], strict=True):
-            if float(confidence) >= MIN_CONFIDENCE and len(re.sub(r"[^A-Za-z0-9]", "", word)) >= MIN_CHARACTERS:
-                return True
-    return False
+    return any(_has_words(tesseract, picture) for frame in _frames(dataset) for picture in _pictures(frame))
+
+
+def _pictures(frame: np.ndarray) -> Iterator[np.ndarray]:
+    """A frame as 8 bits for tesseract: as it is, and its brightest parts black on white, as text is drawn in white."""
+    low, high = np.percentile(frame, (0.5, 99.9))
+    grey = np.clip((frame - low) / max(high - low, 1e-6), 0, 1)
+    for picture in (grey, grey < BRIGHT):
+        yield np.kron((255 * picture).astype(np.uint8), np.ones((2, 2), np.uint8))  # small letters are read better
+
+
+def _has_words(tesseract: Any, picture: np.ndarray) -> bool:
+    found = tesseract.image_to_data(picture, config="--psm 11", output_type=tesseract.Output.DICT)
+    return any(
+        float(confidence) >= MIN_CONFIDENCE and len(re.sub(r"[^A-Za-z0-9]", "", word)) >= MIN_CHARACTERS
+        for word, confidence in zip(found["text"], found["conf"], strict=True)
+    )
 
 
 def require_ocr() -> Any:
@@ -107,7 +129,10 @@ def _overlays(dataset: Dataset) -> Any:
 
 
 def _native(dataset: Dataset, raw: bytes) -> bytes:
-    numbers = [int(dataset.get(k) or d) for k, d in (("Rows", 0), ("Columns", 0), ("SamplesPerPixel", 1), ("NumberOfFrames", 1))]
+    numbers = [
+        int(dataset.get(k) or d)
+        for k, d in (("Rows", 0), ("Columns", 0), ("SamplesPerPixel", 1), ("NumberOfFrames", 1))
+    ]
     bits = prod(numbers) * int(dataset.get("BitsAllocated", 0) or 0)
     if str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422":
         bits = bits * 2 // 3
@@ -159,7 +184,9 @@ def _jpeg2000(stream: bytes) -> bytes:
         inside = at + 12
         while inside < data:
             if stream[inside : inside + 2] == b"\xff\x64":
-                raise QuarantinedError("comment-in-tile", "A tile of the compressed pixels has a comment. Export again.")
+                raise QuarantinedError(
+                    "comment-in-tile", "A tile of the compressed pixels has a comment. Export again."
+                )
             inside += 2 + int.from_bytes(stream[inside + 2 : inside + 4], "big")
         if not length:  # the last tile-part may say that it reaches to the end
             at = stream.rfind(b"\xff\xd9")
@@ -179,7 +206,9 @@ def _frames(dataset: Dataset) -> np.ndarray:
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # native decoders panic with classes that are no Exception
-        raise QuarantinedError("pixels-not-decoded", "Its pixels cannot be decoded, so not be read for text.") from error
+        raise QuarantinedError(
+            "pixels-not-decoded", "Its pixels cannot be decoded, so not be read for text."
+        ) from error
     if int(dataset.get("SamplesPerPixel", 1)) > 1:
         array = array.mean(-1)
     return array.reshape(-1, *array.shape[-2:])

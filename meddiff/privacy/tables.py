@@ -64,6 +64,8 @@ class Allowed:
 
     modality: str
     kinds: Mapping[str, Kind]  # by keyword
+    type1: frozenset[str]  # keywords that must have a value somewhere (PS3.5 section 7.4) ...
+    type2: frozenset[str]  # ... and that must be there, if empty
 
 
 @lru_cache(1)
@@ -81,7 +83,11 @@ def allowed(sop_class: str) -> Allowed | None:
     for kind in ORDER:
         for name in found["modules"]:
             kinds.update(dict.fromkeys(_standard()["modules"][name].get(kind, ()), kind))
-    return Allowed(found["modality"], {**kinds, **OWN})
+    type1, type2 = (
+        frozenset(keyword for name in found["modules"] for keyword in _standard()["modules"][name].get(kind, ()))
+        for kind in ("type1", "type2")
+    )
+    return Allowed(found["modality"], {**kinds, **OWN}, type1, type2 | OWN.keys())
 
 
 @lru_cache(1)
@@ -89,9 +95,3 @@ def terms() -> Mapping[str, frozenset[str]]:
     """The defined terms of each CS attribute, by keyword."""
     listed = {keyword: frozenset(values) for keyword, values in _standard()["terms"].items()}
     return {**listed, **{keyword: listed.get(keyword, frozenset()) | own for keyword, own in TERMS.items()}}
-
-
-@lru_cache(1)
-def required() -> tuple[frozenset[str], frozenset[str]]:
-    """Keywords that are somewhere of type 1, and of type 2 (PS3.5 section 7.4)."""
-    return frozenset(_standard()["type1"]), frozenset(_standard()["type2"])

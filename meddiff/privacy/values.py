@@ -4,7 +4,6 @@
 that is not matched against a closed list or a strict pattern.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from functools import lru_cache
@@ -14,6 +13,7 @@ import pydicom.sr._concepts_dict as concepts
 import pydicom.sr._snomed_dict as snomed
 from pydicom.datadict import dictionary_has_tag
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.uid import UID_dictionary
 
 from meddiff.privacy.keyed import Keyed, Person, capped_age, shifted
@@ -22,18 +22,25 @@ from meddiff.privacy.vocabulary import PATTERNS, cleaned
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")  # PS3.5 section 6.2, DS
 INTEGER = re.compile(r"[+-]?\d{1,12}")
+SMALLEST, LARGEST = 1e-9, 1e12  # of a binary floating-point number; text that is read as one is mostly outside
 WHOLE = {"US", "SS", "UL", "SL", "UV", "SV"}
 REAL = {"FL", "FD"}
 ATOM = r"([munkc]?(g|m|s|l|L|mol|Bq|Gy|Sv|Pa|Hz|eV|V|A|J|W)|min|h|d|deg|HU|\[hnsf'U\]|%)[1-4]?"
 UNIT = rf"(\d{{1,3}}({ATOM})?|{ATOM})"
 UNITS = re.compile(rf"{UNIT}([./]{UNIT}){{0,3}}")  # UCUM, of quantities in images
 ARRAYS = {"OF", "OD", "OL", "OV", "OW", "OB"}
-REMOVED = {"CS": "OTHER", "DA": "19000101", "DT": "19000101000000", "TM": "000000", "UI": "2.25.0"}  # valid, and say nothing
+REMOVED = {
+    "CS": "OTHER",
+    "DA": "19000101",
+    "DT": "19000101000000",
+    "TM": "000000",
+    "UI": "2.25.0",
+}  # valid, and say nothing
 
 
 def checked(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any:
     """The value to write for an attribute that may pass, or None; several values pass together or keep their places."""
-    values = value if isinstance(value, (list, tuple)) or hasattr(value, "insert") else [value]
+    values = value if isinstance(value, (list, tuple, MultiValue)) else [value]
     if vr in ARRAYS:
         return value if isinstance(value, bytes) else None
     new = [_one(keyword, vr, one, keyed, person) for one in values]
@@ -51,7 +58,7 @@ def checked(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> 
 def table_fits(dataset: Dataset, keyword: str) -> bool:
     """Whether a lookup table has as many bytes as its descriptor says (PS3.3 C.11.1.1): anything else is no table."""
     descriptor = dataset.get(keyword.removesuffix("Data") + "Descriptor")
-    if descriptor is None or len(descriptor) != 3:
+    if not isinstance(descriptor, (list, MultiValue)) or len(descriptor) != 3:
         return False
     entries = int(descriptor[0]) or 65536
     data = dataset[keyword].value
@@ -63,7 +70,7 @@ def _one(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any
     if vr in WHOLE:
         return int(value) if isinstance(value, int) else None
     if vr in REAL:
-        return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+        return value if isinstance(value, (int, float)) and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
     if vr == "AT":  # a pointer to an attribute of the standard; four other bytes are no pointer
         return value if isinstance(value, int) and dictionary_has_tag(value) else None
     text = str(getattr(value, "original_string", value)).strip(" \0")
@@ -94,14 +101,17 @@ def coded(item: Dataset) -> Mapping[str, str] | None:
         meaning = _meanings().get(("SCT", snomed.mapping["SRT"].get(value, "")))
     if meaning is None and scheme == "UCUM" and UNITS.fullmatch(value):
         meaning = value
-    return None if meaning is None else {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
+    return (
+        None if meaning is None else {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning[:64]}
+    )
 
 
 @lru_cache(1)
 def _meanings() -> Mapping[tuple[str, str], str]:
+    schemes: Any = concepts.concepts  # {scheme: {keyword: {code: (meaning, groups)}}}
     return {
         (scheme, code): meaning
-        for scheme, by_keyword in concepts.concepts.items()
+        for scheme, by_keyword in schemes.items()
         for codes in by_keyword.values()
         for code, (meaning, *_) in codes.items()
     }

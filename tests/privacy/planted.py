@@ -90,7 +90,7 @@ def _odd_places(ds: pydicom.FileDataset) -> None:
     ds.private_block(0x0099, "CANARYCREATOR", create=True).add_new(1, "LO", "CANARYPRIV")
     block = ds.private_block(0x0019, "SIEMENS MR HEADER", create=True)  # on the safe list, but not as text
     block.add_new(0x0C, "LO", "CANARYBVALUE")
-    block.add_new(0x0E, "UN", b"CANARYVECTOR")
+    block.add_new(0x0E, "UN", b"CANARYVECTORTEXT")
     ds.add_new(0x60000010, "US", 8)
     ds.add_new(0x60000011, "US", 8)
     ds.add_new(0x60000022, "LO", "CANARYOVERLAY")
@@ -135,5 +135,3 @@ def leaks(content: bytes) -> set[str]:
 
 def pixels_of(ds: Dataset) -> np.ndarray:
     return np.frombuffer(ds.PixelData, "<i2")[: ds.Rows * ds.Columns].reshape(ds.Rows, ds.Columns)
-
-
