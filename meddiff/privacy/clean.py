@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
@@ -11,7 +12,6 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag
 
-from meddiff import __version__
 from meddiff.privacy.keyed import Keyed, Person
 from meddiff.privacy.tables import DEVICE, SAFE_PRIVATE, Allowed
 from meddiff.privacy.values import ARRAYS, REMOVED, checked, coded, table_fits
@@ -28,6 +28,7 @@ RETAIN_DEVICE = {"113109": "Retain Device Identity Option"}
 CODE = ("CodeValue", "CodingSchemeDesignator", "CodeMeaning")
 TABLES = {"LUTData", *(f"{colour}PaletteColorLookupTableData" for colour in ("Red", "Green", "Blue"))}
 TEXT = {"LO", "SH", "LT", "ST", "UT", "UC"}
+SAFE_GROUPS = {group for group, _, _ in SAFE_PRIVATE}
 FRAMES = {"PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence"}  # an item for each frame, also if empty
 
 
@@ -47,7 +48,7 @@ class Cleaner:
         out.SpecificCharacterSet = "ISO_IR 192"
         out.PatientIdentityRemoved = "YES"
         out.LongitudinalTemporalInformationModified = "MODIFIED"
-        out.DeidentificationMethod = f"meddiff {__version__}, PS3.15 Annex E, allow-list"
+        out.DeidentificationMethod = f"meddiff {version('meddiff')}, PS3.15 Annex E, allow-list"
         out.DeidentificationMethodCodeSequence = Sequence(
             [_code(value, meaning) for value, meaning in profile(self.retain_device).items()]
         )
@@ -73,9 +74,16 @@ class Cleaner:
         return out
 
     def _elements(self, dataset: Dataset) -> Iterator[tuple[BaseTag, DataElement]]:
-        """The elements that can be read at all; pydicom converts values only here, and raises many kinds."""
+        """The elements that may pass and can be read at all; pydicom converts values only here, and raises many kinds."""
         for tag in sorted(dataset.keys()):
             if tag.is_private_creator or tag.element == 0:
+                continue
+            if tag.is_private and tag.group not in SAFE_GROUPS:
+                self.actions["drop", "private"] += 1
+                continue
+            keyword = keyword_for_tag(tag)
+            if not tag.is_private and keyword not in self.allowed.kinds and keyword not in CODE:
+                self.actions["drop", "not-listed"] += 1
                 continue
             try:
                 yield tag, dataset[tag]
@@ -83,10 +91,7 @@ class Cleaner:
                 self.actions["drop", "unreadable"] += 1
 
     def _public(self, keyword: str, element: DataElement, out: Dataset, depth: int) -> None:
-        kind = self.allowed.kinds.get(keyword)
-        if kind is None:
-            self.actions["drop", "not-listed"] += 1
-            return
+        kind = self.allowed.kinds[keyword]
         if element.VR not in dictionary_VR(element.tag).split(" or "):
             self.actions["drop", "wrong-vr"] += 1
             return

@@ -11,12 +11,12 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pydicom
 
-from meddiff import __version__
 from meddiff.data.files import absolute, write_whole
 from meddiff.errors import ImageError, PrivacyError
 from meddiff.imaging.dicom import find_series, read_series
@@ -245,7 +245,7 @@ def _audit(files: int, outcomes: Sequence[Outcome], behind: Sequence[Quarantined
         for (action, rule), n in one.actions.items():
             actions[action][rule] += n
     return {
-        "tool": {"meddiff": __version__, "pydicom": pydicom.__version__},
+        "tool": {"meddiff": version("meddiff"), "pydicom": pydicom.__version__},
         "profile": [{"code": c, "scheme": "DCM", "meaning": m} for c, m in profile(options.retain_device).items()],
         "options": {"retain_device": options.retain_device, "strip_face": options.strip_face, "ocr": options.ocr},
         "files": {"read": files, "written": len(written), "quarantined": len(behind)},

@@ -40,10 +40,10 @@ def run(capsys, *arguments):
     return end.value.code, " ".join(capsys.readouterr().err.split())
 
 
-@pytest.fixture
-def source(tmp_path):
+@pytest.fixture(scope="module")
+def hospital(tmp_path_factory):
     """Two patients' series and a NIfTI pair, all named after people."""
-    folder = tmp_path / "in"
+    folder = tmp_path_factory.mktemp("hospital")
     for n, modality in ((0, "ct"), (1, "mr")):
         who = Identity(f"Canary^Patient{n}", f"CANARY-{n}", "19610207", "CANARY HOSPITAL")
         image = phantom(n, modality=modality, size=64, slices=24).image
@@ -52,6 +52,11 @@ def source(tmp_path):
     _with_text(folder / "canary_2_T1.nii.gz", image.image)
     _with_text(folder / "canary_2_T1_label.nii.gz", image.label)
     return folder
+
+
+@pytest.fixture
+def source(tmp_path, hospital):
+    return Path(shutil.copytree(hospital, tmp_path / "in"))
 
 
 def _with_text(path, volume):
