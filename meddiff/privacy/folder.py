@@ -126,7 +126,7 @@ class _Work:
         try:
             blanks = self._faces(job)
         except (QuarantinedError, ImageError) as why:
-            detail = str(why) if isinstance(why, QuarantinedError) else "Its face cannot be found. Remove it by hand."
+            detail = why.detail if isinstance(why, QuarantinedError) else "Its face cannot be found. Remove it by hand."
             return [Outcome(one, "face-not-removed", detail) for one in job]
         return [self._file(one, blanks.get(one.path)) for one in job]
 
@@ -230,9 +230,7 @@ def _write(path: Path, content: bytes) -> None:
         remedy = (
             "Free space and run the same command again; files that are there are whole." if error.errno in FULL else ""
         )
-        raise PrivacyError(
-            f"The output cannot be written ({os.strerror(error.errno or 0)}). {remedy}".strip()
-        ) from None
+        raise PrivacyError(f"{path}: cannot be written ({os.strerror(error.errno or 0)}). {remedy}".strip()) from None
 
 
 def _audit(files: int, outcomes: Sequence[Outcome], behind: Sequence[Quarantined], options: Options) -> dict:

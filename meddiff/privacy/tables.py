@@ -37,7 +37,7 @@ DEVICE = {  # free text that names the scanner: verbatim with Retain Device, els
     "DetectorManufacturerModelName", "ManufacturerModelVersion", "TransmitCoilName", "ReceiveCoilName",
     "TransmitCoilManufacturerName", "ReceiveCoilManufacturerName",
 }  # fmt: skip
-SAFE_PRIVATE: Mapping[tuple[int, str, int], frozenset[str]] = {  # PS3.15 Table E.3.10-1: those that are numbers
+SAFE_PRIVATE: Mapping[tuple[int, str, int], frozenset[str]] = {  # after PS3.15 Table E.3.10-1: numbers only
     (0x0019, "SIEMENS MR HEADER", 0x0C): frozenset({"IS"}),  # b value
     (0x0019, "SIEMENS MR HEADER", 0x0E): frozenset({"FD"}),  # diffusion gradient direction
     (0x0019, "SIEMENS MR HEADER", 0x27): frozenset({"FD"}),  # b matrix
@@ -51,9 +51,7 @@ SAFE_PRIVATE: Mapping[tuple[int, str, int], frozenset[str]] = {  # PS3.15 Table 
     (0x7053, "Philips PET Private Group", 0x00): frozenset({"DS"}),  # SUV scale
     (0x7053, "Philips PET Private Group", 0x09): frozenset({"DS"}),  # activity concentration scale
     (0x00E1, "ELSCINT1", 0x21): frozenset({"DS"}),  # dose-length product
-    (0x01E1, "ELSCINT1", 0x50): frozenset({"DS"}),  # acquisition duration
     (0x01F1, "ELSCINT1", 0x07): frozenset({"DS"}),  # table velocity
-    (0x01F1, "ELSCINT1", 0x26): frozenset({"DS"}),  # pitch
     (0x01F1, "ELSCINT1", 0x27): frozenset({"DS"}),  # rotation time
 }
 

@@ -22,7 +22,10 @@ from meddiff.privacy.vocabulary import PATTERNS, cleaned
 
 DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d{1,3})?")  # PS3.5 section 6.2, DS
 INTEGER = re.compile(r"[+-]?\d{1,12}")
-SMALLEST, LARGEST = 1e-9, 1e12  # of a binary floating-point number; text that is read as one is mostly outside
+NOISE, LARGEST = (
+    1e-25,
+    1e12,
+)  # of binary numbers: below is rounding noise, and text that is read as one is mostly outside
 WHOLE = {"US", "SS", "UL", "SL", "UV", "SV"}
 REAL = {"FL", "FD"}
 ATOM = r"([munkc]?(g|m|s|l|L|mol|Bq|Gy|Sv|Pa|Hz|eV|V|A|J|W)|min|h|d|deg|HU|\[hnsf'U\]|%)[1-4]?"
@@ -70,7 +73,9 @@ def _one(keyword: str, vr: str, value: Any, keyed: Keyed, person: Person) -> Any
     if vr in WHOLE:
         return int(value) if isinstance(value, int) else None
     if vr in REAL:
-        return value if isinstance(value, (int, float)) and (value == 0 or SMALLEST <= abs(value) <= LARGEST) else None
+        if not isinstance(value, (int, float)) or not abs(value) <= LARGEST:  # so that NaN goes too
+            return None
+        return value if abs(value) >= NOISE else 0.0
     if vr == "AT":  # a pointer to an attribute of the standard; four other bytes are no pointer
         return value if isinstance(value, int) and dictionary_has_tag(value) else None
     text = str(getattr(value, "original_string", value)).strip(" \0")

@@ -1,12 +1,14 @@
+import struct
+
 import pydicom
 import pytest
 from planted import rows
-from pydicom.datadict import dictionary_VR, keyword_for_tag
+from pydicom.datadict import dictionary_VR, keyword_for_tag, private_dictionary_VR
 from pydicom.dataset import Dataset
 
 from meddiff.privacy.clean import Cleaner, profile
 from meddiff.privacy.keyed import Keyed, Person, capped_age, shifted
-from meddiff.privacy.tables import _standard, allowed
+from meddiff.privacy.tables import SAFE_PRIVATE, _standard, allowed
 from meddiff.privacy.vocabulary import cleaned
 
 CT, MR = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.4"
@@ -119,6 +121,22 @@ def test_a_private_number_on_the_safe_list_stays_and_all_else_private_goes():
     assert out.private_block(0x0019, "SIEMENS MR HEADER")[0x0C].value == 1000
     assert sum(e.tag.is_private for e in out) == 2  # it and its creator
     assert "113111" in profile(False)
+
+
+def test_the_safe_list_is_of_numbers_as_the_vendors_define_them():
+    for (group, creator, element), vrs in SAFE_PRIVATE.items():
+        assert vrs == {private_dictionary_VR((group, 0x1000 | element), creator)}
+        assert vrs <= {"DS", "IS", "FD", "FL", "SS", "US"}
+
+
+def test_rounding_noise_in_a_direction_is_zero_and_text_in_it_is_nothing():
+    for value, expected in (
+        ([1.0, 1e-33, 0.0], [1.0, 0.0, 0.0]),
+        (list(struct.unpack("<3d", b"JOHN MILLERBORN IN 1961 ")), None),
+    ):
+        ds = Dataset()
+        ds.DiffusionGradientOrientation = value
+        assert clean(ds, MR).get("DiffusionGradientOrientation") == expected
 
 
 def test_nesting_without_end_is_cut():
