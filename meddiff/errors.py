@@ -42,3 +42,7 @@ class NetworkError(MeddiffError):
 
 class RunError(MeddiffError):
     """A run folder is missing, damaged, or belongs to something else."""
+
+
+class PrivacyError(MeddiffError):
+    """Something would leave with an identity, or cannot be de-identified as asked."""

@@ -20,8 +20,10 @@ ALLOWED = {  # what a package may import of ours
     "tasks": BASE | {"config", "degradation_config", "diffusion", "imaging", "data"},
     "metrics": BASE | {"config", "diffusion", "imaging", "data"},
     "engines": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
+    "privacy": BASE | {"config", "imaging", "data"},
     "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
-    "cli": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report"},
+    "cli": BASE
+    | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }
 ONLY = {  # where a library may be imported
     "pydicom": {"imaging", "privacy"},

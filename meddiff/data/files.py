@@ -39,13 +39,18 @@ def portable(path: Path, folder: Path | None) -> str:
 
 
 def write_lines(path: str | Path, lines: Iterable[str]) -> None:
-    """Write lines to a temporary name beside `path`, then take its place; the folder is made when it is not there."""
+    """Write lines as in `write_whole`; the folder is made when it is not there."""
+    write_whole(path, "".join(line + "\n" for line in lines).encode())
+
+
+def write_whole(path: str | Path, content: bytes) -> None:
+    """Write to a temporary name beside `path`, then take its place: the file is whole or not there."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in lines)
+        with open(partial, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -8,6 +8,7 @@ import io
 import os
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -103,6 +104,37 @@ def write_nifti(path: str | Path, volume: Volume) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+KEPT_FIELDS = (  # what a reader of voxels needs; every other byte of the header may be text
+    "dim", "intent_p1", "intent_p2", "intent_p3", "intent_code", "datatype", "bitpix", "slice_start", "slice_end",
+    "slice_code", "slice_duration", "pixdim", "scl_slope", "scl_inter", "cal_max", "cal_min", "toffset", "dim_info",
+    "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+    "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+
+
+def nifti_without_text(path: str | Path, blank: Callable[[Path], np.ndarray] | None = None) -> bytes:
+    """The inflated bytes of a single-file NIfTI with a header of numbers only, and the same voxel bytes.
+
+    `descrip`, `aux_file`, `db_name`, `intent_name`, extensions and what follows the voxels are gone. Where `blank` marks
+    voxels of a scan of three axes, they get its lowest stored value. NiftiError as in `read_nifti`.
+    """
+    path = Path(path)
+    raw = _content(path)
+    start, end = _promised_end(path, raw[:544])
+    old = _header(path, raw[:544])
+    new = type(old)(endianness=old.endianness)
+    for name in KEPT_FIELDS:
+        new[name] = old[name]
+    new["vox_offset"] = new.single_vox_offset
+    new["magic"] = new.single_magic
+    voxels = raw[start:end]
+    if blank is not None:
+        stored = np.frombuffer(voxels, old.get_data_dtype()).copy()
+        stored[blank(path).ravel(order="F")] = stored.min()
+        voxels = stored.tobytes()
+    return bytes(new.binaryblock) + bytes(4) + voxels
 
 
 def _content(path: Path, *, only_header: bool = False) -> bytes:

@@ -117,7 +117,9 @@ def test_bad_input_is_one_clear_message_and_changes_nothing(tmp_path, capsys, mo
     assert after == before
 
 
-@pytest.mark.parametrize("name", ["", "demo", "phantom", "scan", "prepare", "train", "sample", "evaluate", "info"])
+@pytest.mark.parametrize(
+    "name", ["", "demo", "phantom", "scan", "deidentify", "prepare", "train", "sample", "evaluate", "info"]
+)
 def test_help_teaches_with_an_example(capsys, name):
     with pytest.raises(SystemExit) as e:
         main([*([name] if name else []), "--help"])
