@@ -93,13 +93,14 @@ def _files(folders: Sequence[str | Path]) -> Iterator[tuple[Path, list[Path]]]:
     for folder in [one for one in given if not any(other in one.parents for other in given)]:
         if not folder.is_dir():
             raise ManifestError(f"{folder}: is not a folder. Name the folder that the images are in.")
-        files = list(_walk(folder, frozenset()))
+        files = list(walk(folder))
         if not files:
             raise ManifestError(f"{folder}: holds no file. Name the folder that the images are in.")
         yield folder, files
 
 
-def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+def walk(folder: Path, above: frozenset[Path] = frozenset()) -> Iterator[Path]:
+    """All files below a folder in the order of their names, links followed; ManifestError where it cannot be listed."""
     real = folder.resolve()
     if real in above:  # a link to a folder that it lies in
         return
@@ -109,7 +110,7 @@ def _walk(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         raise ManifestError(f"{folder}: cannot be listed ({error}). Ask for the right to read it.") from error
     for name in names:
         if (folder / name).is_dir():
-            yield from _walk(folder / name, above | {real})
+            yield from walk(folder / name, above | {real})
         else:
             yield folder / name
 

@@ -83,13 +83,22 @@ def write_nifti(path: str | Path, volume: Volume) -> None:
         array = array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
     else:
         array = array.astype(np.float32)
-    image = nib.Nifti1Image(array, volume.geometry.affine, dtype=array.dtype)
+    _write(path, array, volume.geometry)
+
+
+def write_nifti_channels(path: str | Path, channels: np.ndarray, geometry: Geometry) -> None:
+    """Write images (C, I, J, K) on one grid as one file of shape (I, J, K, C), float32; else as `write_nifti`."""
+    if channels.shape[1:] != geometry.shape:
+        raise GeometryError(f"The channels have shape {channels.shape[1:]}, their geometry {geometry.shape}.")
+    _write(Path(path), np.moveaxis(channels, 0, -1).astype(np.float32), geometry)
+
+
+def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    image = nib.Nifti1Image(array, geometry.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
-    image.set_sform(volume.geometry.affine, code=1)
-    image.set_qform(volume.geometry.affine, code=1)
-    if _apart_mm(volume.geometry, Geometry(volume.geometry.shape, image.get_qform())) > _forms_tolerance_mm(
-        volume.geometry
-    ):
+    image.set_sform(geometry.affine, code=1)
+    image.set_qform(geometry.affine, code=1)
+    if _apart_mm(geometry, Geometry(geometry.shape, image.get_qform())) > _forms_tolerance_mm(geometry):
         image.set_qform(None, code=0)  # a quaternion cannot hold a shear
     content = image.to_bytes()
     if path.name.endswith(".gz"):

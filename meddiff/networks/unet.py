@@ -270,9 +270,9 @@ def check_settings(spatial_dims: int, channels: Sequence[int], blocks: Sequence[
 
 def check_heads(channels: Sequence[int], attends: Sequence[bool], head_channels: Sequence[int]) -> None:
     """Raise NetworkError if the heads of an attention do not divide its channels."""
-    for n, wanted, head in zip(channels, attends, head_channels, strict=True):
-        if wanted and n % head:
+    for n, wanted, width in zip(channels, attends, head_channels, strict=True):
+        if wanted and n % width:
             raise NetworkError(
-                f"Attention on {n} channels cannot have heads of head_channels={head}. "
-                f"Use head_channels={math.gcd(n, head)}, or {n + -n % head} channels."
+                f"Attention on {n} channels cannot have heads of head_channels={width}. "
+                f"Use head_channels={math.gcd(n, width)}, or {n + -n % width} channels."
             )
