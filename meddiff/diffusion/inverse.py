@@ -147,7 +147,7 @@ def given(
     sigma_n: float,  # of y, in model units; 0 for a measurement without noise
     iterations: int = 8,  # of conjugate gradients at most, each one backward pass through the denoiser
 ) -> Denoiser:
-    """E[x0 | x, y] for a linear measurement: moment matching posterior sampling (Rozet et al. 2024, section 4.2).
+    """E[x0 | x, y] for a linear measurement: moment matching posterior sampling (Rozet et al. 2024).
 
     p(x0 | x) is taken as the Gaussian of its true mean D and true covariance C = sigma^2 dD/dx (Tweedie), so that
     E[x0 | x, y] = D + C A' (A C A' + sigma_n^2)^-1 (y - A D); the inverse by conjugate gradients. Exact for Gaussian data
