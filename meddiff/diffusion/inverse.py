@@ -147,13 +147,14 @@ def given(
     sigma_n: float,  # of y, in model units; 0 for a measurement without noise
     iterations: int = 8,  # of conjugate gradients at most, each one backward pass through the denoiser
 ) -> Denoiser:
-    """E[x0 | x, y] for a linear measurement: moment matching posterior sampling (Rozet et al. 2024, section 4.2).
+    """E[x0 | x, y] for a linear measurement: moment matching posterior sampling (Rozet et al. 2024).
 
     p(x0 | x) is taken as the Gaussian of its true mean D and true covariance C = sigma^2 dD/dx (Tweedie), so that
     E[x0 | x, y] = D + C A' (A C A' + sigma_n^2)^-1 (y - A D); the inverse by conjugate gradients. Exact for Gaussian data
     once these have converged; for other data approximate at large sigma, and exact again as sigma falls to where p(x0 | x)
     is narrow. dD/dx is symmetric for a true denoiser, so that one vector-Jacobian product applies it; a network is not
-    quite one, and a case stops at the first direction in which its covariance is not positive.
+    quite one, and a case stops at the first direction in which its covariance is not positive. Clamp the result, not
+    `denoise`: a clamped voxel has no derivative, so that it would count as certain and the measurement of it as nothing.
     """
     _check(sigma_n, "0 or above", sigma_n >= 0)
     if iterations < 1:

@@ -7,7 +7,7 @@ import numpy as np
 
 from meddiff.errors import ImageError
 
-_DB2 = (np.array([1, 3, 3, 1]) + np.sqrt(3) * np.array([1, 1, -1, -1])) / (4 * np.sqrt(2))  # Daubechies 1988, table 1
+_DB2 = (np.array([1, 3, 3, 1]) + np.sqrt(3) * np.array([1, 1, -1, -1])) / (4 * np.sqrt(2))  # Daubechies 1988
 _DETAIL = _DB2[::-1] * np.array([1, -1, 1, -1])  # blind to constants and ramps, of norm 1: white noise keeps its sigma
 _MEDIAN_OF_NORMAL = 0.6744897501960817  # of |N(0, 1)|
 _FLATTEST = 0.25  # share of the body that is looked at
@@ -17,15 +17,16 @@ _FEWEST = 64  # coefficients; their median is then within 15 % (one standard err
 def white_noise_sigma(image: np.ndarray) -> float:
     """Standard deviation of white noise in `image` (*spatial), in its own unit.
 
-    The median absolute diagonal detail of the finest level of a wavelet (Donoho and Johnstone 1994, section 4.2), here
+    The median absolute diagonal detail of the finest level of a wavelet (Donoho and Johnstone 1994), here
     db2 at every position and along every axis of at least 4 voxels. Only the body counts: what is darker than Otsu's
     threshold of the local mean is left out, and so is every place that touches the image's lowest or highest value, as
     constant or clipped background does. Of the body, only the quarter with the least energy in the other details counts:
     they are orthogonal to the diagonal one, so that the choice keeps clear of edges and tells nothing about white noise.
 
     It measures noise that is white: interpolated or filtered noise reads too low, and anatomy as fine as the voxels reads
-    as noise. On the MNI152 head with noise of 0.05 to 0.2 of the range, slices of 1 mm read 1 % low to 3 % high, of 2 mm
-    4 to 9 % high, and of 4 mm up to 27 % high.
+    as noise. On the axial middle slice of the MNI152 head, with noise of 0.05, 0.1 and 0.2 of the range, 20 draws each
+    (mean error and its standard deviation): at 1 mm +1, +1, +0 (2) %; at 2 mm +5, +2, +0 (4) %; at 4 mm +28, +12, +5
+    (9) %. Of the middle third of the slices as one volume: at 2 mm +3, +1, +0 %; at 4 mm +20, +7, +1 %.
 
     Raises ImageError for voxels that are not finite, and where too little is left to tell.
     """

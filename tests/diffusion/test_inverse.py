@@ -169,7 +169,7 @@ def test_two_noisy_images_are_one_with_less_noise():
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_samples_given_a_noisy_scan_of_a_mixture_find_its_modes_in_the_right_shares(name):
-    y, sigma_n, std = torch.full((1, 1, 64, 64), 0.2, dtype=torch.double), 0.6, 0.1
+    y, sigma_n, std = torch.full((1, 1, 48, 48), 0.2, dtype=torch.double), 0.6, 0.1
     denoise = given_noisy(mixture((-1.0, 1.0), std), y, sigma_n)
     x = denoise_at(mixture((-1.0, 1.0), std), y, sigma_n) + 10 * noise(4, (1, 48, 48))
     samples = SAMPLERS[name](denoise, x, karras(64, 0.005, 10.0), generators=generators(4, 1))

@@ -25,8 +25,14 @@ def axial(volume):
 @pytest.mark.parametrize("resolution", [1, 2])
 def test_white_noise_on_a_real_head_is_read_within_a_tenth(resolution, share):
     clean = axial(head(resolution))
-    noisy = clean + 2 * share * RNG(0).normal(size=clean.shape)
-    assert white_noise_sigma(noisy) == pytest.approx(2 * share, rel=0.1)
+    read = [white_noise_sigma(clean + 2 * share * RNG(draw).normal(size=clean.shape)) for draw in range(10)]
+    assert np.mean(read) == pytest.approx(2 * share, rel=0.1)
+    # the median of the slice's flattest thousand places scatters by 2 % at 1 mm, of its flattest few hundred by 4 % at 2 mm
+    assert read == pytest.approx([2 * share] * 10, rel=0.15)
+
+
+def test_the_level_is_in_the_unit_of_the_image():
+    noisy = axial(head()) + 0.2 * RNG(0).normal(size=axial(head()).shape)
     assert white_noise_sigma(1000 * noisy + 24) == pytest.approx(1000 * white_noise_sigma(noisy))
 
 
@@ -39,8 +45,10 @@ def test_a_volume_is_read_along_all_three_axes(share):
 @pytest.mark.parametrize("share", [0.05, 0.1, 0.2])
 def test_exactly_constant_background_does_not_bias(share):
     clean = axial(head())
-    noisy = np.where(clean <= -1, -1, clean + 2 * share * RNG(2).normal(size=clean.shape))
-    assert white_noise_sigma(noisy) == pytest.approx(2 * share, rel=0.1)
+    noisy = [clean + 2 * share * RNG(draw).normal(size=clean.shape) for draw in range(10)]
+    read = [white_noise_sigma(np.where(clean <= -1, -1, n)) for n in noisy]
+    assert np.mean(read) == pytest.approx(2 * share, rel=0.1)
+    assert np.mean(read) == pytest.approx(np.mean([white_noise_sigma(n) for n in noisy]), rel=0.02)
 
 
 def test_ramps_are_not_noise():

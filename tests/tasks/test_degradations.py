@@ -122,7 +122,7 @@ def ct(photons, radius_mm=90.0, slices=40, **keys):
 
 @pytest.mark.parametrize("photons", [1e4, 1e6])
 def test_ct_noise_in_the_centre_of_a_disc_of_water_has_its_closed_form(photons):
-    """Kak and Slaney 1988, section 5.1: every ray through the centre has the variance exp(mu * diameter) / photons; the
+    """Kak and Slaney 1988, chapter 5: every ray through the centre has the variance exp(mu * diameter) / photons; the
     ramp filter and the sum over views make pi^2 / (12 * views * pitch^2) of it, linear interpolation keeps 2/3 - 2/pi^2."""
     per_ray = math.exp(WATER_PER_MM * 180) / photons
     expected = 1000 / WATER_PER_MM * math.sqrt(per_ray * math.pi**2 / (12 * 64 * 5.0**2) * (2 / 3 - 2 / math.pi**2))

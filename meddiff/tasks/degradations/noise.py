@@ -19,7 +19,7 @@ def gaussian(x: Tensor, parameters: Parameters) -> Measured:
 
 
 def rician(x: Tensor, parameters: Parameters) -> Measured:
-    """The magnitude of a complex signal with equal noise in both parts (Gudbjartsson and Patz 1995, eq. 1).
+    """The magnitude of a complex signal with equal noise in both parts (Gudbjartsson and Patz 1995).
 
     The signal is x + 1, so that -1 is 0. The mean square of the magnitude is that of the signal plus 2 sigma^2.
     """
