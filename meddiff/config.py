@@ -198,6 +198,7 @@ class EvaluateConfig(Settings):
 
     n: int = Field(256, ge=2)  # samples, and at most that many real images
     projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
+    sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.2)  # noise of restoration, shares of the range
 
 
 class Config(Settings):

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meddiff.cli.console import Quiet, begin, tell
+from meddiff.cli.console import Quiet, begin, progress, tell
+
+if TYPE_CHECKING:
+    from meddiff.engines.run import Run
 
 
 def command(
@@ -15,23 +18,44 @@ def command(
     split: Annotated[str, typer.Option(help="The split to compare with: val or test.")] = "test",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     device: Annotated[str, typer.Option(help="cuda, mps, cpu; auto takes the first there is.")] = "auto",
+    baseline: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Another run in the same table, for instance one with diffusion.process=direct; may be repeated."
+        ),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many cases.")] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compare samples with held-out images, beside the training images as the floor; for synthesis.
+    """Measure a run on held-out data.
 
-    Writes metrics.json (sliced Wasserstein distances and their ratio, with n) and comparison.png: samples, held-out
-    images, and the training image nearest to each sample.
+    Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
+    comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
+    beside non-local means and wavelets. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every
+    method to methods.csv, and the worst, median and best case to cases.png.
 
-    Example: `meddiff evaluate runs/ct --split test -o runs/ct/evaluation`
+    Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
     begin(quiet)
-    from meddiff.engines.checkpoint import write_atomic
-    from meddiff.engines.evaluate import compare
     from meddiff.engines.run import Run
-    from meddiff.engines.trainer import choose_device
-    from meddiff.report.figures import save_panels
 
     opened = Run.open(run)
+    others = [Run.open(one) for one in baseline or ()]
+    work = {"synthesis": _synthesis, "segmentation": _segmentation, "restoration": _restoration}
+    work[opened.config().task](opened, others, output, split, seed, device, limit, quiet)
+
+
+def _synthesis(
+    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+) -> None:
+    from meddiff.engines.checkpoint import write_atomic
+    from meddiff.engines.evaluate import compare
+    from meddiff.engines.trainer import choose_device
+    from meddiff.errors import ConfigError
+    from meddiff.report.figures import save_panels
+
+    if others or limit:
+        raise ConfigError("--baseline and --limit are for segmentation and restoration; this run is of synthesis.")
     config, manifest = opened.config(), opened.manifest()
     model, card = opened.load_model(choose_device(device))
     with tell.status("Sampling and measuring"):
@@ -57,5 +81,100 @@ def command(
     tell.print(
         f"n = {result.numbers['n']}: sliced Wasserstein {result.numbers['sliced_wasserstein']:.4f}, of the training images "
         f"{result.numbers['sliced_wasserstein_train']:.4f}, ratio {result.numbers['ratio']:.3f}; {output / 'metrics.json'}",
+        highlight=False,
+    )
+
+
+def _segmentation(
+    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+) -> None:
+    from meddiff.engines.evaluate_cases import held_out, method, segmented
+    from meddiff.engines.trainer import choose_device
+    from meddiff.report.overlays import case_pictures
+    from meddiff.report.tables import write_methods
+
+    where = choose_device(device)
+    own = method("ensemble", opened, where)
+    methods = [own]
+    if own.config.diffusion.process != "direct" and own.config.sample.steps > 1:
+        methods.append(own.with_sample("one evaluation", steps=1))
+    methods += [method(f"baseline {other.folder.name}", other, where) for other in others]
+    manifest = opened.manifest()
+    cases = held_out(manifest, split)[:limit]
+    shown = {}
+    rows: dict[str, list] = {}
+    with progress(quiet) as bar:
+        task = bar.add_task("Segmenting", total=len(cases) * len(methods), note="")
+        drawn = segmented(
+            methods,
+            manifest,
+            cases,
+            seed,
+            keep=lambda case, *maps: shown.__setitem__(case.case, case_pictures(*maps, own.config.data.axis)),
+        )
+        for name, row in drawn:
+            rows.setdefault(name, []).append(row)
+            bar.update(task, advance=1, note=f"{row['case']}: {name} {row['dice']:.3f}")
+    labels = {name: k for k, name in enumerate(own.card.labels, 1)}
+    facts = {"split": split, "seed": seed, "weights": own.card.weights, "step": own.card.step}
+    write_methods(output, rows, "dice", True, shown.__getitem__, labels, facts)
+    _tell(
+        rows,
+        ("dice", *(f"dice/{name}" for name in labels), "calibration_error", "error_auroc", "energy_distance"),
+        output,
+    )
+
+
+def _restoration(
+    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+) -> None:
+    from meddiff.engines.evaluate_cases import method, restored
+    from meddiff.engines.trainer import choose_device
+    from meddiff.metrics import classical
+    from meddiff.report.overlays import restored_pictures
+    from meddiff.report.tables import write_methods
+
+    where = choose_device(device)
+    methods = [method("diffusion", opened, where), *(method(f"baseline {o.folder.name}", o, where) for o in others)]
+    if not classical.available():
+        tell.print(
+            "Without scikit-image there are no non-local means and wavelets to compare with: pip install 'meddiff[compare]'",
+            highlight=False,
+        )
+    shown, rows = {}, {}
+    with progress(quiet) as bar:
+        task = bar.add_task("Restoring", total=None, note="")
+        for level, name, row in restored(
+            methods,
+            opened.manifest(),
+            split,
+            seed,
+            classical.available(),
+            limit,
+            keep=lambda level, case, *images: shown.setdefault((level, case.case), restored_pictures(*images)),
+        ):
+            rows.setdefault(level, {}).setdefault(name, []).append(row)
+            bar.update(task, advance=1, note=f"{level}, {row['case']}: {name} {row['psnr']:.2f} dB")
+    facts = {"split": split, "seed": seed, "weights": methods[0].card.weights, "step": methods[0].card.step}
+    for level, of_level in rows.items():
+        folder = output / level.replace(" ", "_") if len(rows) > 1 else output
+        best = f"{methods[0].name}, one evaluation"
+        ordered = {best: of_level[best], **of_level}
+        write_methods(
+            folder, ordered, "psnr", True, lambda case, level=level: shown[level, case], {}, {**facts, "level": level}
+        )
+        tell.print(f"\n{level}", highlight=False)
+        _tell(ordered, ("psnr", "ssim", "mae"), folder)
+
+
+def _tell(rows: dict[str, list], columns: tuple[str, ...], output: Path) -> None:
+    from rich.table import Table
+
+    table = Table("method", *columns)
+    for name, of_method in rows.items():
+        table.add_row(name, *(f"{sum(row[c] for row in of_method) / len(of_method):.4f}" for c in columns))
+    tell.print(table)
+    tell.print(
+        f"n = {len(next(iter(rows.values())))} cases; {output / 'metrics.json'}, methods.csv, cases.png",
         highlight=False,
     )

@@ -21,7 +21,9 @@ def command(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0.0, help="Sample until every label's volume is known this well, for instance 0.05; at most 64."),
+        typer.Option(
+            min=0.0, help="Sample until every label's volume is known this well, for instance 0.05; at most 64."
+        ),
     ] = None,
     format: Annotated[
         Literal["nifti", "seg", "both"],

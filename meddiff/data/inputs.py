@@ -49,7 +49,9 @@ def find_scans(given: Sequence[Path], split: str | None = None) -> tuple[list[Sc
         elif path.is_file():
             files = [path]
         else:
-            raise ManifestError(f"{path}: is neither a file nor a folder. Give a NIfTI file, a DICOM series or a manifest.")
+            raise ManifestError(
+                f"{path}: is neither a file nor a folder. Give a NIfTI file, a DICOM series or a manifest."
+            )
         if path.name.endswith(".jsonl"):
             scans += _of_manifest(path, split)
             continue

@@ -62,8 +62,10 @@ def segment(
     name: str,  # of the case: its noise follows from seed and name
     seed: int,
     *,
-    tolerance: float | None = None,  # relative half-width of every label's volume interval; None: `sample.samples` samples
-    on_sample: Callable[[Tensor], None] | None = None,  # told the posterior of each sample on the model's grid, (K, I, J, K)
+    tolerance: float
+    | None = None,  # relative half-width of every label's volume interval; None: `sample.samples` samples
+    on_sample: Callable[[Tensor], None]
+    | None = None,  # told the posterior of each sample on the model's grid, (K, I, J, K)
 ) -> Segmented:
     """The mean of the samples' posteriors, its label map and entropy; ImageError where the scan is not for this model."""
     seen = Seen(volume, config, card)

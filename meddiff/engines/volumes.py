@@ -44,7 +44,9 @@ class Seen:
     def batch(self, maps: Tensor, outside: float) -> Tensor:
         """Maps (C, I, J, K) of the model's grid as the model takes them, (B, C, *size)."""
         parts = maps.movedim(1 + AXES[self.data.axis], 0) if self.dims == 2 else maps.unsqueeze(0)
-        return F.pad(parts, [side for before, after in reversed(self._padding()) for side in (before, after)], value=outside)
+        return F.pad(
+            parts, [side for before, after in reversed(self._padding()) for side in (before, after)], value=outside
+        )
 
     def unbatch(self, parts: Tensor) -> Tensor:
         """The inverse of `batch`: (C, I, J, K)."""
