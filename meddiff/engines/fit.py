@@ -43,6 +43,7 @@ class Session:
     ema: EMA
     card: Card
     images: Images  # that it trains on
+    held_out: Images | None  # the split val
     device: torch.device
 
 
@@ -100,7 +101,7 @@ def fit(
         train_items=len(images),
         versions=versions(),
     )
-    session = Session(run, config, engine, model, task, ema, card, images, device)
+    session = Session(run, config, engine, model, task, ema, card, images, held_out, device)
 
     def save() -> None:
         step = engine.state.iteration

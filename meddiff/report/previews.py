@@ -1,5 +1,7 @@
 """Pictures while a run trains: the same noise each time, so that only the model changes from one to the next."""
 
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
 
 import torch
@@ -7,32 +9,86 @@ from ignite.engine import Events
 from torch import Tensor
 
 from meddiff.data.loader import fixed
+from meddiff.diffusion.answered import Restored
+from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.noise import draw
+from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.engines.fit import Session
 from meddiff.engines.predict import draw_samples, sigma_grid
-from meddiff.report.figures import save_mosaic, save_process
+from meddiff.report.figures import save_mosaic, save_panels, save_process
 from meddiff.seeds import generator
+from meddiff.tasks.restoration import answer
 
 SHOWN = {2: 16, 3: 2}  # samples in a preview, by the network's dimensions
+GIVEN = {2: 8, 3: 2}  # images with a condition in a preview
 STAGES = 8  # columns of the pictures of the process
 
 
 def previews(session: Session) -> None:
-    """Attach pictures: the forward process first, `step_00000500.png` every `train.preview_every` steps, the reverse process last."""
+    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for synthesis also the two processes.
+
+    Synthesis shows samples. Segmentation and restoration show what they do with a few held-out images, or training images
+    where no split was held out.
+    """
+    if session.config.task != "synthesis":
+        _attach(session, _given(session))
+        return
+    session.engine.add_event_handler(
+        Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
+    )
+    _attach(session, lambda path: save_preview(session, path))
+    session.engine.add_event_handler(
+        Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
+    )
+
+
+def _attach(session: Session, save: Callable[[Path], None]) -> None:
     every, last = session.config.train.preview_every, session.config.train.steps
 
     def show() -> None:
         step = session.engine.state.iteration
         if step % every == 0 or step == last:
-            save_preview(session, session.run.previews / f"step_{step:08d}.png")
+            save(session.run.previews / f"step_{step:08d}.png")
 
-    session.engine.add_event_handler(
-        Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
-    )
     session.engine.add_event_handler(Events.ITERATION_COMPLETED, show)
-    session.engine.add_event_handler(
-        Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
-    )
+
+
+def _given(session: Session) -> Callable[[Path], None]:
+    """What saves the pictures of a task with a condition, for the same images each time."""
+    images = session.held_out or session.images
+    batch = fixed(images, 2 * GIVEN[session.config.network.spatial_dims] + 1)
+    batch = {name: value[1::2] for name, value in batch.items()}  # the ends of a volume show little
+    return lambda path: (save_labels if images.labels else save_restored)(session, batch, path)
+
+
+@torch.no_grad()
+def save_labels(session: Session, batch: dict[str, Tensor], path: Path) -> None:
+    """Columns of images, their label maps, the most probable labels, and the probability that they are wrong."""
+    model = session.ema.model
+    assert isinstance(model, Posterior | LabelPosterior)
+    image = batch["image"].to(session.device)
+    blind = image.new_tensor(0.0 if isinstance(model, LabelPosterior) else inf)
+    p = model(image.new_zeros(len(image), model.classes, *image.shape[2:]), blind, Condition(image)).cpu()
+    grey = 2 / (model.classes - 1)
+    panels = [
+        ("Image", batch["image"]),
+        ("Label", batch["label"] * grey - 1),
+        ("First answer", p.argmax(1, keepdim=True) * grey - 1),
+        ("Doubt", 1 - 2 * p.amax(1, keepdim=True)),
+    ]
+    save_panels(path, panels, 1)
+
+
+@torch.no_grad()
+def save_restored(session: Session, batch: dict[str, Tensor], path: Path) -> None:
+    """Columns of clean images, what was made of them, and the first answer."""
+    model, task = session.ema.model, session.task
+    assert isinstance(model, Restored)
+    x0, cond = task.example(batch)
+    assert cond is not None
+    assert cond.image is not None
+    m, _, _ = answer(model, cond.map(lambda v: v.to(session.device)))
+    save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
 
 
 def save_preview(session: Session, path: Path) -> None:
