@@ -27,8 +27,16 @@ SETTINGS: dict[str, Any] = {
         "attention": [False, False, True, True],
         "patch": 2,
     },
-    "diffusion": {"training": {"kind": "lognormal", "mean": 0.3, "std": 1.8}},
-    "train": {"steps": 560, "batch": 32, "lr": 1e-3, "precision": "bf16", "preview_every": 280, "validate_every": 280},
+    "diffusion": {"training": {"kind": "lognormal", "mean": 0.2, "std": 1.8}},
+    "train": {
+        "steps": 1000,
+        "batch": 16,
+        "lr": 1e-3,
+        "precision": "bf16",
+        "reference": 512,
+        "preview_every": 500,
+        "validate_every": 500,
+    },
     "sample": {"steps": 16},
 }
 

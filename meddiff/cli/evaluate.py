@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -101,8 +101,8 @@ def _segmentation(
     methods += [method(f"baseline {other.folder.name}", other, where) for other in others]
     manifest = opened.manifest()
     cases = held_out(manifest, split)[:limit]
-    shown = {}
-    rows: dict[str, list] = {}
+    shown: dict[str, list[Any]] = {}
+    rows: dict[str, list[dict[str, Any]]] = {}
     with progress(quiet) as bar:
         task = bar.add_task("Segmenting", total=len(cases) * len(methods), note="")
         drawn = segmented(
@@ -110,7 +110,9 @@ def _segmentation(
             manifest,
             cases,
             seed,
-            keep=lambda case, *maps: shown.__setitem__(case.case, case_pictures(*maps, own.config.data.axis)),
+            keep=lambda case, volume, truth, result: shown.update(
+                {case.case: case_pictures(volume, truth, result, own.config.data.axis)}
+            ),
         )
         for name, row in drawn:
             rows.setdefault(name, []).append(row)
@@ -141,7 +143,8 @@ def _restoration(
             "Without scikit-image there are no non-local means and wavelets to compare with: pip install 'meddiff[compare]'",
             highlight=False,
         )
-    shown, rows = {}, {}
+    shown: dict[tuple[str, str], list[Any]] = {}
+    rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     with progress(quiet) as bar:
         task = bar.add_task("Restoring", total=None, note="")
         for level, name, row in restored(
@@ -151,23 +154,24 @@ def _restoration(
             seed,
             classical.available(),
             limit,
-            keep=lambda level, case, *images: shown.setdefault((level, case.case), restored_pictures(*images)),
+            keep=lambda level, case, clean, degraded, results: shown.update(
+                {(level, case.case): restored_pictures(clean, degraded, results)}
+            ),
         ):
             rows.setdefault(level, {}).setdefault(name, []).append(row)
             bar.update(task, advance=1, note=f"{level}, {row['case']}: {name} {row['psnr']:.2f} dB")
     facts = {"split": split, "seed": seed, "weights": methods[0].card.weights, "step": methods[0].card.step}
     for level, of_level in rows.items():
+        of_shown = {case: pictures for (at, case), pictures in shown.items() if at == level}
         folder = output / level.replace(" ", "_") if len(rows) > 1 else output
         best = f"{methods[0].name}, one evaluation"
         ordered = {best: of_level[best], **of_level}
-        write_methods(
-            folder, ordered, "psnr", True, lambda case, level=level: shown[level, case], {}, {**facts, "level": level}
-        )
+        write_methods(folder, ordered, "psnr", True, of_shown.__getitem__, {}, {**facts, "level": level})
         tell.print(f"\n{level}", highlight=False)
         _tell(ordered, ("psnr", "ssim", "mae"), folder)
 
 
-def _tell(rows: dict[str, list], columns: tuple[str, ...], output: Path) -> None:
+def _tell(rows: dict[str, list[dict[str, Any]]], columns: tuple[str, ...], output: Path) -> None:
     from rich.table import Table
 
     table = Table("method", *columns)

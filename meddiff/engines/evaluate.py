@@ -3,16 +3,18 @@
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meddiff.config import Config
 from meddiff.data.loader import fixed
 from meddiff.data.manifest import Manifest
-from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.engines.fit import prepare
 from meddiff.engines.predict import draw_samples
 from meddiff.errors import ManifestError
 from meddiff.metrics.distances import nearest, sliced_wasserstein
+from meddiff.seeds import generator
+
+DRAWS = 20  # sets of training images that the floor is averaged over
 
 
 @dataclass(frozen=True)
@@ -26,10 +28,11 @@ class Comparison:
     numbers: dict[str, float]
 
 
-def compare(model: Preconditioned, config: Config, manifest: Manifest, split: str, seed: int) -> Comparison:
+def compare(model: nn.Module, config: Config, manifest: Manifest, split: str, seed: int) -> Comparison:
     """Sliced Wasserstein distances of `evaluate.n` samples and as many training images to held-out images of one split.
 
-    All three sets have one size, the smallest of what there is: the distance depends on it.
+    All sets have one size, the smallest of what there is: the distance depends on it. Samples are independent draws, so the
+    training images they are compared with are too: the floor is the mean over `DRAWS` random sets of them.
     """
     held_out = fixed(prepare(config, manifest, split), config.evaluate.n)["image"]
     train_images = prepare(config, manifest, "train")
@@ -38,24 +41,24 @@ def compare(model: Preconditioned, config: Config, manifest: Manifest, split: st
         raise ManifestError(
             f"The split {split} and the training set give {n} images to compare; 2 at least are needed."
         )
-    held_out, training = (
-        held_out[torch.linspace(0, len(held_out) - 1, n).round().long()],
-        fixed(train_images, n)["image"],
-    )
+    held_out = held_out[torch.linspace(0, len(held_out) - 1, n).round().long()]
+    everything = fixed(train_images, len(train_images))["image"]
     names = [f"evaluate_{i}" for i in range(n)]
     samples = torch.stack(list(draw_samples(model, config, names, seed))).clamp(-1, 1)
     projections = config.evaluate.projections
     to_held_out = sliced_wasserstein(samples, held_out, projections)
-    floor = sliced_wasserstein(training, held_out, projections)
-    everything = fixed(train_images, len(train_images))["image"]
+    draws = [torch.randperm(len(everything), generator=generator(0, "floor", i))[:n] for i in range(DRAWS)]
+    floors = torch.tensor([sliced_wasserstein(everything[draw], held_out, projections) for draw in draws])
+    floor = float(floors.mean())
     numbers = {
         "n": n,
         "sliced_wasserstein": to_held_out,
         "sliced_wasserstein_train": floor,
+        "sliced_wasserstein_train_std": float(floors.std()),
         "ratio": to_held_out / floor,
         "mean": float(samples.mean()),
         "mean_held_out": float(held_out.mean()),
         "std": float(samples.std()),
         "std_held_out": float(held_out.std()),
     }
-    return Comparison(samples, held_out, training, everything[nearest(samples, everything)], numbers)
+    return Comparison(samples, held_out, everything[draws[0]], everything[nearest(samples, everything)], numbers)

@@ -6,13 +6,13 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meddiff.config import Config, SampleConfig
 from meddiff.data.files import digest_file
 from meddiff.data.manifest import Case, Manifest, Source
 from meddiff.diffusion.compose import windowed
-from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
+from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS, OnStep, grid_steps
 from meddiff.diffusion.sigmas import GRIDS
@@ -23,6 +23,7 @@ from meddiff.errors import RunError
 from meddiff.imaging.nifti import write_nifti
 from meddiff.imaging.volume import Volume
 from meddiff.seeds import generator
+from meddiff.tasks.synthesis import Synthesis
 
 
 def sigma_grid(sample: SampleConfig) -> Tensor:
@@ -31,7 +32,7 @@ def sigma_grid(sample: SampleConfig) -> Tensor:
 
 
 def draw_samples(
-    model: Preconditioned,
+    model: nn.Module,
     config: Config,
     names: Sequence[str],  # of the cases; a case's noise follows from its name
     seed: int,
@@ -42,7 +43,7 @@ def draw_samples(
     """One sample (C, *size) in model units for each name, in order, `sample.batch` of them side by side."""
     sample = config.sample
     size = tuple(size or config.data.size)
-    channels = build_task(config).channels
+    channels = _synthesis(config).channels
     device = next(model.parameters()).device
     denoise: Denoiser = model
     if any(n > p for n, p in zip(size, config.data.size, strict=True)):
@@ -71,7 +72,7 @@ def draw_samples(
 
 
 def sample_set(
-    model: Preconditioned,
+    model: nn.Module,
     card: Card,
     config: Config,
     n: int,
@@ -94,7 +95,7 @@ def sample_set(
     }
     _refuse_other_set(folder, settings)
     folder.mkdir(parents=True, exist_ok=True)
-    task = build_task(config)
+    task = _synthesis(config)
     names = [f"sample_{i:05d}" for i in range(n)]
     cases = []
     for name, sample in zip(names, draw_samples(model, config, names, seed), strict=True):
@@ -111,6 +112,16 @@ def sample_set(
     if cases:
         manifest.write(folder / "manifest.jsonl")
     return manifest
+
+
+def _synthesis(config: Config) -> Synthesis:
+    """The task; RunError where it is another one."""
+    task = build_task(config)
+    if not isinstance(task, Synthesis):
+        raise RunError(
+            f"Samples of nobody need a run of synthesis; this one is of {config.task}. Use meddiff segment or restore."
+        )
+    return task
 
 
 def write_image(stem: Path, volume: Volume) -> Path:

@@ -1,21 +1,22 @@
 """Clean images of whole scans, by a model of a degradation or by an unconditional one at the scan's own noise level."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from meddiff.config import Config
 from meddiff.degradation_config import Gaussian, Rician
 from meddiff.diffusion.answered import Restored
-from meddiff.diffusion.denoiser import Condition, Preconditioned
+from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
 from meddiff.diffusion.inverse import denoise_at, given_noisy
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS
-from meddiff.engines.card import Card, build_task
+from meddiff.engines.card import Card
 from meddiff.engines.predict import sigma_grid
 from meddiff.engines.trainer import autocast
 from meddiff.engines.volumes import Seen, in_batches
@@ -23,9 +24,12 @@ from meddiff.errors import ConfigError, ImageError
 from meddiff.imaging.noise_level import white_noise_sigma
 from meddiff.imaging.volume import Volume
 from meddiff.seeds import generator
-from meddiff.tasks.restoration import LEVEL, Restoration, answer
+from meddiff.tasks.restoration import LEVEL
 
 Estimate = Literal["mean", "sample"]
+Ways = Sequence[
+    tuple[Generator, Generator]
+]  # of one sample: for every image what starts it, and what it meets on its way
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,7 @@ def estimates(
 ) -> tuple[Tensor, Tensor]:
     """The posterior mean (B, 1, *size) and `samples` samples (S, B, 1, *size), on the CPU."""
     sample, device = config.sample, next(model.parameters()).device
-    windows = partial(seen.windowed, overlap=sample.overlap) if seen else (lambda denoise: denoise)
+    windows = partial(seen.windowed, overlap=sample.overlap) if seen else _whole
     keys = [(names[i], i) if len(names) > 1 else (names[0], i) for i in range(len(images))]
     means, drawn = [], []
     for part in in_batches(len(images), sample.batch):
@@ -97,7 +101,18 @@ def estimates(
     return torch.cat(means), torch.cat(drawn, dim=1)
 
 
-def _conditional(model, config, y, level, ways, windows):  # type: ignore[no-untyped-def]
+def _whole(denoise: Denoiser) -> Denoiser:
+    return denoise
+
+
+def _conditional(
+    model: nn.Module,
+    config: Config,
+    y: Tensor,
+    level: float,
+    ways: Sequence[Ways],
+    windows: Callable[[Denoiser], Denoiser],
+) -> tuple[Tensor, list[Tensor]]:
     """Mean and samples of a model of the degradation."""
     assert isinstance(model, Restored)
     sample, device = config.sample, y.device
@@ -117,17 +132,23 @@ def _conditional(model, config, y, level, ways, windows):  # type: ignore[no-unt
     s = model.first.row(levels, y).c_out.abs()
     parts = [y, m, *([] if known is None else [known])]
     given = Condition(torch.cat(parts, dim=1), covariates=levels.log().unsqueeze(1))
-    sigmas = sigma_grid(sample) if ways else None
     samples = []
     for way in ways:
-        assert sigmas is not None
+        sigmas = sigma_grid(sample)
         z = sigmas[0] * draw("gaussian", y.shape[1:], [start for start, _ in way]).to(device)
         z = SAMPLERS[sample.sampler](windows(second), z, sigmas.to(device), given, [g for _, g in way])
         samples.append(m + s * z)
     return m, samples
 
 
-def _zero_shot(model, config, y, level, ways, windows):  # type: ignore[no-untyped-def]
+def _zero_shot(
+    model: nn.Module,
+    config: Config,
+    y: Tensor,
+    level: float,
+    ways: Sequence[Ways],
+    windows: Callable[[Denoiser], Denoiser],
+) -> tuple[Tensor, list[Tensor]]:
     """Mean and samples of an unconditional model: D(y, level), and draws from p(x0 | y)."""
     assert isinstance(model, Preconditioned)
     sample, device = config.sample, y.device
@@ -151,17 +172,14 @@ def _zero_shot(model, config, y, level, ways, windows):  # type: ignore[no-untyp
 
 def _level(config: Config, volume: Volume, seen: Seen, sigma: float | None) -> tuple[float, float | None]:
     """How far the scan is from the clean one in model units, and the noise level in its own unit."""
-    noisy = config.data.degradation is None or isinstance(config.data.degradation, Gaussian | Rician)
-    if not noisy:
+    undone = config.data.degradation
+    if not (undone is None or isinstance(undone, Gaussian | Rician)):
         if sigma is not None:
             raise ConfigError(
-                f"--sigma is for noise; this run undoes {config.data.degradation.kind}, which has no such level."  # type: ignore[union-attr]
+                f"--sigma is for noise; this run undoes {undone.kind}, which has no such level. Leave it out."
             )
         return LEVEL, None
     model_sigma = white_noise_sigma(seen.image.numpy()[0]) * seen.scale if sigma is None else sigma * seen.scale
     if not model_sigma > 0:
         raise ImageError("No noise was found in the scan; give its level with --sigma.")
     return model_sigma, model_sigma / seen.scale
-
-
-__all__ = ["Clean", "Estimate", "Restoration", "answer", "build_task", "estimates", "restore"]

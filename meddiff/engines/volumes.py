@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor
@@ -50,8 +49,8 @@ class Seen:
 
     def unbatch(self, parts: Tensor) -> Tensor:
         """The inverse of `batch`: (C, I, J, K)."""
-        inside = tuple(slice(before, before + n) for (before, _), n in zip(self._padding(), self._size(), strict=True))
-        parts = parts[(..., *inside)]
+        for axis, ((before, _), n) in enumerate(zip(self._padding(), self._size(), strict=True), 2):
+            parts = parts.narrow(axis, before, n)
         return parts.movedim(0, 1 + AXES[self.data.axis]) if self.dims == 2 else parts[0]
 
     def back(self, maps: Tensor) -> np.ndarray:
@@ -90,8 +89,3 @@ def _check(volume: Volume, card: Card) -> None:
             f"The scan is {volume.modality} in {volume.unit}, the model learned from {learned[0]} in {learned[1]}. "
             "Give scans of that kind, or a run that was trained on yours."
         )
-
-
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """The values there, float32."""
-    return values.to(device, torch.float32)

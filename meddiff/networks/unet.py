@@ -158,8 +158,9 @@ class UNet(nn.Module):
         h = self.middle_block["resnet_1"](h, emb)
         h = self.middle_block["attention"](h)
         h = self.middle_block["resnet_2"](h, emb)
-        said = None
+        said: Tensor | None = None
         for step, up in enumerate(self.up_blocks):
+            assert isinstance(up, Up)
             h = up(h, emb, skips)
             if up.upsampler is not None:
                 if not self.plain:

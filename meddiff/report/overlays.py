@@ -86,7 +86,7 @@ def plane(array: np.ndarray, at: int, volume: Volume, axis: str) -> np.ndarray:
     rest = [a for i, a in enumerate(order) if i != AXES[axis]]
     if rest[0] > rest[1]:
         picture = picture.T
-    picture = np.flip(picture, [i for i, a in enumerate(rest) if signs[a] < 0])
+    picture = np.flip(picture, tuple(i for i, a in enumerate(rest) if signs[a] < 0))
     return np.flip(picture.T, 0)
 
 

@@ -1,0 +1,149 @@
+"""Restoration end to end on a small cohort: train, restore, evaluate; and without training by a model of clean images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from cohort import cohort, config, tree
+from typer.testing import CliRunner
+
+from meddiff.cli import app
+from meddiff.config import parse_config
+from meddiff.data.manifest import load_image
+from meddiff.engines.fit import fit
+from meddiff.engines.restore import restore
+from meddiff.errors import ConfigError
+from meddiff.imaging.dicom import find_series, read_series
+from meddiff.imaging.nifti import read_nifti, write_nifti
+from meddiff.imaging.phantom import write_cohort
+from meddiff.imaging.volume import Volume
+
+CPU = torch.device("cpu")
+
+
+def settings(cache, kind="gaussian", dims=2, process="gaussian", **train):
+    plain = tree(cohort(), cache, dims, **train)
+    plain |= {"task": "restoration", "diffusion": {"process": process}}
+    plain["data"]["degradation"] = {"kind": kind, **({"factor": [2] * dims} if kind == "downsample" else {})}
+    plain["sample"] = {"steps": 4, "samples": 2, "batch": 32, "sigma_max": 5.0}
+    plain["evaluate"] = {"sigmas": [0.1]}
+    return parse_config(plain, "test")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("restoration")
+    return fit(settings(folder / "cache", steps=60, checkpoint_every=60, lr=3e-3), folder / "run")
+
+
+@pytest.fixture(scope="module")
+def noisy(trained):
+    manifest = trained.manifest()
+    clean = load_image(manifest, manifest.split("test")[0])
+    noise = np.random.default_rng(0).normal(0, 60, clean.array.shape).astype(np.float32)
+    return clean, Volume(clean.array + noise, clean.geometry, "CT", "HU")
+
+
+def error(one, other):
+    body = other.array > -200
+    return float(np.sqrt(np.square(one.array.clip(-200, 400) - other.array.clip(-200, 400))[body].mean()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dims", "process"),
+    [("rician", 2, "direct"), ("mask", 2, "gaussian"), ("low_dose_ct", 2, "gaussian"), ("downsample", 3, "gaussian")],
+)
+def test_every_degradation_trains_and_restores(tmp_path, kind, dims, process, noisy):
+    run = fit(settings(tmp_path / "cache", kind, dims, process, steps=2), tmp_path / "run")
+    model, card = run.load_model(CPU)
+    if kind == "mask":
+        return  # what was not measured is no part of a scan: it is evaluated, not restored
+    result = restore(model, run.config(), card, noisy[1], "a", 0)
+    assert result.image.array.shape == noisy[1].array.shape
+    assert (result.std is None) == (process == "direct")
+    assert np.isfinite(result.image.array).all()
+
+
+def test_the_mean_is_nearer_to_the_clean_scan_than_the_noisy_one_and_than_a_sample(trained, noisy):
+    clean, scan = noisy
+    model, card = trained.load_model(CPU)
+    mean = restore(model, trained.config(), card, scan, "a", 0)
+    sample = restore(model, trained.config(), card, scan, "a", 0, estimate="sample")
+    grid = restore(model, trained.config(), card, clean, "a", 0, sigma=1.0).image  # what the model's grid keeps
+    assert error(mean.image, grid) < error(scan, grid)
+    assert error(mean.image, grid) < error(sample.image, grid)
+    assert mean.sigma == pytest.approx(60, rel=0.5)
+    assert mean.std is not None
+    assert mean.std.array.mean() > 0
+
+
+def test_the_same_call_gives_the_same_bytes_and_another_seed_another_sample(trained, noisy):
+    model, card = trained.load_model(CPU)
+    one, two, other = (
+        restore(model, trained.config(), card, noisy[1], "a", seed, estimate="sample").image.array for seed in (0, 0, 1)
+    )
+    assert np.array_equal(one, two)
+    assert not np.array_equal(one, other)
+
+
+def test_a_model_of_clean_images_removes_noise_it_never_saw(tmp_path, noisy):
+    run = fit(config(cohort(), tmp_path / "cache", steps=60, checkpoint_every=60, lr=3e-3), tmp_path / "run")
+    model, card = run.load_model(CPU)
+    clean, scan = noisy
+    result = restore(model, run.config(), card, scan, "a", 0, sigma=60.0)
+    grid = restore(model, run.config(), card, clean, "a", 0, sigma=1.0).image
+    assert error(result.image, grid) < error(scan, grid)
+    assert result.std is not None
+
+
+def test_the_command_writes_nifti_or_a_derived_series(trained, noisy, tmp_path):
+    write_nifti(tmp_path / "scan.nii.gz", noisy[1])
+    call = ["restore", str(trained.folder), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.stderr
+    assert np.array_equal(read_nifti(tmp_path / "out" / "scan_restored.nii.gz").geometry.affine, noisy[1].geometry.affine)
+    sidecar = json.loads((tmp_path / "out" / "scan.json").read_text())
+    assert sidecar["estimate"] == "mean"
+    assert sidecar["sigma"] > 0
+    write_cohort(tmp_path / "dicom", 1, format="dicom", size=24, seed=5)
+    call = ["restore", str(trained.folder), str(tmp_path / "dicom"), "-o", str(tmp_path / "d"), "--format", "dicom"]
+    result = CliRunner().invoke(app, [*call, "--sigma", "40"])
+    assert result.exit_code == 0, result.stderr
+    (series,), refused = find_series(sorted((tmp_path / "d").rglob("*.dcm")))
+    assert not refused
+    (source,), _ = find_series(sorted(p for p in (tmp_path / "dicom").rglob("*") if p.is_file()))
+    assert read_series(series.files).geometry.close(read_series(source.files).geometry, 1e-3)
+
+
+def test_evaluation_compares_with_the_classics_and_with_a_baseline(trained, tmp_path):
+    base = fit(settings(tmp_path / "cache", process="direct", steps=2), tmp_path / "direct")
+    call = ["evaluate", str(trained.folder), "-o", str(tmp_path / "e"), "--limit", "1", "--baseline", str(base.folder)]
+    result = CliRunner().invoke(app, call)
+    assert result.exit_code == 0, result.stderr
+    methods = json.loads((tmp_path / "e" / "metrics.json").read_text())["methods"]
+    assert set(methods) == {
+        "degraded",
+        "non-local means",
+        "wavelet",
+        "diffusion, one evaluation",
+        "diffusion, mean of 2 samples",
+        "diffusion, one sample",
+        "baseline direct, one evaluation",
+    }
+    assert methods["diffusion, one evaluation"]["psnr"]["mean"] > methods["diffusion, one sample"]["psnr"]["mean"]
+
+
+def test_a_level_is_refused_where_there_is_none_and_a_sample_where_none_is_drawn(tmp_path, noisy):
+    run = fit(settings(tmp_path / "cache", "gibbs", process="direct", steps=2), tmp_path / "run")
+    model, card = run.load_model(CPU)
+    with pytest.raises(ConfigError, match="this run undoes gibbs, which has no such level"):
+        restore(model, run.config(), card, noisy[1], "a", 0, sigma=5.0)
+    with pytest.raises(ConfigError, match="use --estimate mean"):
+        restore(model, run.config(), card, noisy[1], "a", 0, estimate="sample")
+
+
+def test_restoration_without_a_degradation_is_refused(tmp_path):
+    plain = tree(cohort(), tmp_path)
+    with pytest.raises(ConfigError, match=r"restoration needs data\.degradation"):
+        parse_config({**plain, "task": "restoration"}, "test")
