@@ -49,6 +49,11 @@ def read_source(files: Sequence[Path]) -> Source:
         raise DicomError(f"{refused[0].path}: cannot be a source: {refused[0].reason}: {refused[0].detail}")
     if len(found) != 1:
         raise DicomError(f"The source is {len(found)} series in {len(files)} files; give the files of one series.")
+    if len(found[0].files) != found[0].geometry.shape[2]:
+        raise DicomError(
+            f"{found[0].files[0]}: holds several slices; what is derived refers to one file a slice. Write NIfTI, or "
+            "convert the source to single-frame images."
+        )
     return Source(found[0], tuple(_header(path) for path in found[0].files))
 
 
