@@ -66,6 +66,23 @@ def read_slices(path: Path) -> list[Slice]:
         ) from e
 
 
+@dataclass(frozen=True)
+class References:
+    """What a segmentation says that it belongs to."""
+
+    patient_id: str
+    frame_uid: str
+    series: frozenset[str]  # SeriesInstanceUIDs; empty where it names none
+
+
+def references(path: Path) -> References:
+    """Patient, frame of reference and series of a segmentation; RefusedError where its header is damaged."""
+    header = read_header(path, whole=True)
+    named = (header.dataset.get("ReferencedSeriesSequence") if header.dataset else None) or []
+    series = frozenset(str(one.get("SeriesInstanceUID") or "") for one in named) - {""}
+    return References(header.text("PatientID"), header.text("FrameOfReferenceUID"), series)
+
+
 def read_all(
     paths: Sequence[Path], workers: int = 1, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[Slice], list[Refusal]]:

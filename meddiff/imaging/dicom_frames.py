@@ -19,7 +19,6 @@ from meddiff.imaging.dicom_slice import (
     check_image,
     check_length,
     cosines,
-    identity,
     inversion,
     padding,
     rescale,
@@ -104,7 +103,11 @@ def _frame(path: Path, header: Header, modality: str, shared: Dataset, group: Da
         unit = "HU" if unit in HOUNSFIELD else unit
     return Slice(
         path=path,
-        **identity(header),
+        patient_id=header.text("PatientID"),
+        study_uid=header.text("StudyInstanceUID"),
+        series_uid=header.text("SeriesInstanceUID"),
+        frame_uid=header.text("FrameOfReferenceUID"),
+        description=header.text("SeriesDescription"),
         modality=modality,
         unit=unit if modality == "CT" else "a.u.",
         apart=(*(text(*where) for where in APART), unit),

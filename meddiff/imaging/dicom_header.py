@@ -37,7 +37,8 @@ KEYWORDS = (
     "RescaleSlope", "RescaleType", "CorrectedImage", "FrameReferenceTime", "Units", "DecayCorrection", "SUVType",
 )  # fmt: skip
 SEQUENCES = (  # what makes a file one for pydicom where it is needed
-    "RadiopharmaceuticalInformationSequence", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "RadiopharmaceuticalInformationSequence", "ReferencedSeriesSequence",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 TAGS = {int(tag_for_keyword(keyword) or 0): keyword for keyword in KEYWORDS}
 SPECIFIC = [*map(pydicom.tag.Tag, TAGS), *(pydicom.tag.Tag(keyword) for keyword in SEQUENCES)]

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydicom.config import IGNORE
 from pydicom.uid import (
+    UID,
     CTImageStorage,
     MRImageStorage,
     PositronEmissionTomographyImageStorage,
@@ -16,7 +18,7 @@ from pydicom.uid import (
 from meddiff.imaging.dicom_header import BEFORE_PIXELS, Header, RefusedError, read_header
 from meddiff.imaging.dicom_suv import suv_factor
 
-MODALITY = {CTImageStorage: "CT", MRImageStorage: "MR", PositronEmissionTomographyImageStorage: "PT"}
+MODALITY: dict[str, str] = {CTImageStorage: "CT", MRImageStorage: "MR", PositronEmissionTomographyImageStorage: "PT"}
 COSINE_TOLERANCE = 1e-3  # how far row and column cosines may be from unit length and right angles
 MAX_VOXELS = 2**31  # of one file, and of one volume
 MAX_RATIO = 1000  # bytes of pixels for a byte of file; compressed scans reach 20, blank ones more, but are small
@@ -60,8 +62,8 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
     """The slice that a single-frame image is; RefusedError where it is none."""
     check_image(header, header.text("ImageType"))
     check_length(header, 1)
-    slope, intercept = rescale(modality, *(header.number(k) for k in ("RescaleSlope", "RescaleIntercept")),
-                               header.text("RescaleType"))  # fmt: skip
+    line = header.number("RescaleSlope"), header.number("RescaleIntercept")
+    slope, intercept = rescale(modality, *line, header.text("RescaleType"))
     unit = {"CT": "HU", "PT": "SUVbw"}.get(modality, "a.u.")
     if modality == "PT":
         factor = suv_factor(read_header(path, whole=True))
@@ -69,7 +71,11 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
     thickness = (header.number("SliceThickness"), header.number("SpacingBetweenSlices"))
     return Slice(
         path=path,
-        **identity(header),
+        patient_id=header.text("PatientID"),
+        study_uid=header.text("StudyInstanceUID"),
+        series_uid=header.text("SeriesInstanceUID"),
+        frame_uid=header.text("FrameOfReferenceUID"),
+        description=header.text("SeriesDescription"),
         modality=modality,
         unit=unit,
         apart=tuple(header.text(keyword) for keyword in APART),
@@ -84,17 +90,6 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         padding=padding(header),
         inverted=inversion(header, modality),
     )
-
-
-def identity(header: Header) -> dict[str, str]:
-    """Whose it is, and what it belongs to."""
-    return {
-        "patient_id": header.text("PatientID"),
-        "study_uid": header.text("StudyInstanceUID"),
-        "series_uid": header.text("SeriesInstanceUID"),
-        "frame_uid": header.text("FrameOfReferenceUID"),
-        "description": header.text("SeriesDescription"),
-    }
 
 
 def check_image(header: Header, image_type: str) -> None:
@@ -120,7 +115,7 @@ def check_length(header: Header, frames: int) -> None:
         raise RefusedError("no-pixels", "It ends before its pixels, or never had any; copy or export it again.")
     voxels = frames * header.count("Rows") * header.count("Columns")
     needed = voxels * header.count("BitsAllocated", 16) // 8
-    before = BEFORE_PIXELS.get(header.syntax)
+    before = BEFORE_PIXELS.get(UID(header.syntax, IGNORE))
     if voxels > MAX_VOXELS:
         raise RefusedError(
             "too-large", f"It claims {voxels} voxels; at most {MAX_VOXELS} are read. Export a part of it."

@@ -74,6 +74,8 @@ def _header(path: Path) -> Dataset:
     for keyword in EMPTY_ALLOWED:
         if keyword not in header:
             setattr(header, keyword, "")
+    if header.get("Modality") == "PT":
+        header.Units, header.SUVType = "GML", "BW"  # what the values of a PET are once they are read
     if header.PatientSex not in ("M", "F", "O"):  # enumerated (PS3.3 C.7.1.1); any other word is refused by readers
         header.PatientSex = ""
     return header
