@@ -1,5 +1,6 @@
 """Files to slices: one, or many side by side; what is found does not depend on how many processes look."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from meddiff.imaging.dicom_header import RefusedError, read_header
 from meddiff.imaging.dicom_mosaic import mosaic
 from meddiff.imaging.dicom_slice import Slice, classic, modality_of
 
-ALONE = 256  # fewer files are read at once by this process: to start others takes longer
 BATCH = 64  # files that a process takes at a time
+PATIENCE_S = 3.0  # to start other processes takes a good part of this
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # newer than pydicom's list
 OTHERS = {
     SegmentationStorage: ("segmentation", "It is a segmentation of images that are not here; scan it with its images."),
@@ -88,13 +89,13 @@ def read_all(
 ) -> tuple[list[Slice], list[Refusal]]:
     """The slices of all files, in the order of the paths, and the files that hold none.
 
-    `workers` processes read the headers; `progress` is told (files read, files to read).
+    Up to `workers` processes read the headers, where there are enough to be worth it; `progress` is told (files read, files to read).
     """
     batches = [paths[at : at + BATCH] for at in range(0, len(paths), BATCH)]
     slices: list[Slice] = []
     refused: list[Refusal] = []
     done = 0
-    for batch, (found, rest) in zip(batches, _results(batches, workers, len(paths)), strict=True):
+    for batch, (found, rest) in zip(batches, _results(batches, workers), strict=True):
         slices += found
         refused += rest
         done += len(batch)
@@ -103,12 +104,16 @@ def read_all(
     return slices, refused
 
 
-def _results(batches: Sequence[Sequence[Path]], workers: int, n: int) -> Iterator[tuple[list[Slice], list[Refusal]]]:
-    if workers < 2 or n < ALONE:
-        yield from map(_batch, batches)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork copies locks that threads hold
-        yield from pool.map(_batch, batches)
+def _results(batches: Sequence[Sequence[Path]], workers: int) -> Iterator[tuple[list[Slice], list[Refusal]]]:
+    """What each batch holds, in order; by this process alone until the rest is expected to take longer than PATIENCE_S."""
+    start = time.monotonic()
+    for done, batch in enumerate(batches):
+        taken = time.monotonic() - start
+        if workers > 1 and done and taken / done * (len(batches) - done) > PATIENCE_S:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork copies locks of threads
+                yield from pool.map(_batch, batches[done:])
+            return
+        yield _batch(batch)
 
 
 def _batch(paths: Sequence[Path]) -> tuple[list[Slice], list[Refusal]]:

@@ -98,7 +98,9 @@ def test_attention_stands_only_where_asked_for(attention, middle, number):
 
 @pytest.mark.parametrize("size", [(6, 7), (4, 5, 6)])
 def test_attention_sees_every_voxel(size):
-    seeing, blind = (small(spatial_dims=len(size), channels=(8,), attention=(wanted,), plain=True) for wanted in (True, False))
+    seeing, blind = (
+        small(spatial_dims=len(size), channels=(8,), attention=(wanted,), plain=True) for wanted in (True, False)
+    )
     x = images(1, 1, *(4 * n for n in size))
     far = x.clone()
     far[(..., *[-1] * len(size))] += 3.0
