@@ -8,7 +8,7 @@ import pydicom
 from pydicom.uid import MediaStorageDirectoryStorage
 
 from meddiff.errors import DicomError
-from meddiff.imaging.dicom_header import plain, read_header
+from meddiff.imaging.dicom_header import BoundedFile, plain, read_header
 
 NAME = "DICOMDIR"
 
@@ -36,7 +36,8 @@ def read_directory(path: Path) -> Directory:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pydicom's about odd values
             read_header(path)  # refuses what is deflated
-            dataset = pydicom.dcmread(path)
+            with BoundedFile(path) as file:
+                dataset = pydicom.dcmread(file)
             if dataset.file_meta.get("MediaStorageSOPClassUID") != MediaStorageDirectoryStorage:
                 raise ValueError("its SOP class is another")
             records = dataset.get("DirectoryRecordSequence") or []

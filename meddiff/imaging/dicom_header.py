@@ -4,20 +4,20 @@ The usual file (PS3.10, little endian, no sequence of undefined length before th
 takes a third of pydicom's time. Anything else in it, and every file whose sequences are needed, goes to pydicom.
 """
 
+import io
 import os
 import struct
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 import pydicom
 from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
-from pydicom.filereader import read_file_meta_info
+from pydicom.filereader import read_dataset, read_preamble
 from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
@@ -106,6 +106,18 @@ class Header:
         return int(value[0]) if value else default
 
 
+class BoundedFile(io.BufferedReader):
+    """A file that makes room for no more than it holds, whatever length a damaged element claims."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self.size = os.fstat(self.fileno()).st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(self.size - self.tell(), 0)
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def read_header(path: Path, *, whole: bool = False) -> Header:
     """The values of KEYWORDS in one file; with `whole` from pydicom, with the sequences.
 
@@ -113,15 +125,14 @@ def read_header(path: Path, *, whole: bool = False) -> Header:
     values are silenced, as each value in use is checked.
     """
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            found = None if whole else _walk(file.read(BUFFER), size)
+        with BoundedFile(path) as file:
+            found = None if whole else _walk(file.read(BUFFER), file.size)
             if found is not None:
                 return found
             file.seek(0)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return _parsed(path, file, size)
+                return _parsed(file)
     except RefusedError:
         raise
     except InvalidDicomError as e:
@@ -137,9 +148,12 @@ def read_header(path: Path, *, whole: bool = False) -> Header:
         ) from e
 
 
-def _parsed(path: Path, file: BinaryIO, size: int) -> Header:
+def _parsed(file: BoundedFile) -> Header:
     """The header as pydicom reads it; what is deflated is refused before, as pydicom inflates it without a bound."""
-    _refuse_deflated(str(read_file_meta_info(str(path)).get("TransferSyntaxUID", "")))
+    read_preamble(file, False)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, vr, length: tag.group != 2)
+    _refuse_deflated(str(meta.get("TransferSyntaxUID", "")))
+    file.seek(0)
     dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(SPECIFIC))
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     values: dict[str, tuple[Scalar, ...]] = {}
@@ -147,7 +161,7 @@ def _parsed(path: Path, file: BinaryIO, size: int) -> Header:
         keyword = keyword_for_tag(element.tag)
         if keyword in KIND and not element.is_empty:
             values[keyword] = plain(element.value)
-    return Header(values, syntax, size - file.tell(), dataset)
+    return Header(values, syntax, file.size - file.tell(), dataset)
 
 
 def plain(value: object) -> tuple[Scalar, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 
-from meddiff.imaging.dicom_header import Header, RefusedError
+from meddiff.imaging.dicom_header import BoundedFile, Header, RefusedError
 from meddiff.imaging.dicom_slice import Slice, classic
 
 
@@ -19,7 +19,8 @@ def mosaic(path: Path, header: Header) -> list[Slice]:
             warnings.simplefilter("ignore")  # nibabel's about itself, when it is imported
             from nibabel.nicom.dicomwrappers import MosaicWrapper, wrapper_from_data
 
-            found = wrapper_from_data(pydicom.dcmread(path, stop_before_pixels=True))
+            with BoundedFile(path) as file:
+                found = wrapper_from_data(pydicom.dcmread(file, stop_before_pixels=True))
             if not isinstance(found, MosaicWrapper):
                 raise ValueError("no number of images in the mosaic")
             rows, columns, n = map(int, found.image_shape)

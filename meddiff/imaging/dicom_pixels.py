@@ -12,6 +12,7 @@ from pydicom.pixels import get_decoder
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGLSTransferSyntaxes, JPEGTransferSyntaxes
 
 from meddiff.errors import DicomError
+from meddiff.imaging.dicom_header import BoundedFile
 from meddiff.imaging.dicom_slice import MAX_VOXELS, Slice
 
 FILL = {"CT": -1024.0}  # HU where a CT measured nothing, as air; 0 in MR and PET
@@ -59,7 +60,8 @@ def _stored(one: Slice) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dataset = pydicom.dcmread(one.path)
+            with BoundedFile(one.path) as file:
+                dataset = pydicom.dcmread(file)
             syntax = UID(str(dataset.file_meta.get("TransferSyntaxUID", "")))
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise

@@ -57,7 +57,7 @@ class Folder:
         ds.ImagePositionPatient = where.tolist()
         for keyword, value in tags.items():
             if value is None:
-                del ds[keyword]
+                ds.pop(keyword, None)
             else:
                 setattr(ds, keyword, value)
         if change:
@@ -108,7 +108,7 @@ def duplicate_slice(f):
 
 def unequal_spacing(f):
     for k, z in enumerate((0, 1, 4, 9, 11, 20)):
-        f.add(k, place=ORIGIN + [0, 0, z])
+        f.add(k, place=np.add(ORIGIN, [0, 0, z]))
 
 
 def equal_instance_numbers(f):
@@ -132,7 +132,7 @@ def two_series(f):
 
 def localizer_of_the_same_size(f):
     f.stack()
-    f.add(9, "scout.dcm", axes=SAGITTAL, place=ORIGIN + [40, 0, 30])
+    f.add(9, "scout.dcm", axes=SAGITTAL, place=np.add(ORIGIN, [40, 0, 30]))
     f.true()
 
 
@@ -190,7 +190,7 @@ def gantry_tilt(f):
 
 def drifting_slice(f):
     for k in range(SLICES):
-        f.add(k, place=ORIGIN + [3.0 if k == 2 else 0, 0, k * STEP])
+        f.add(k, place=np.add(ORIGIN, [3.0 if k == 2 else 0, 0, k * STEP]))
 
 
 def monochrome1(f):
