@@ -10,7 +10,9 @@ import pytest
 from fuzz import SECONDS, Reader, damaged
 from irregular import Folder
 from pydicom.data import get_testdata_file
-from pydicom.uid import DeflatedExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from meddiff.imaging.dicom_header import BoundedFile, RefusedError, read_header
 
@@ -106,6 +108,28 @@ def test_the_usual_file_takes_no_pydicom_and_an_unusual_one_does(tmp_path):
     accent = folder.add(1, SpecificCharacterSet="ISO_IR 100", PatientID="PLANTÉ")
     assert read_header(accent).dataset is not None
     assert read_header(accent).text("PatientID") == "PLANTÉ"
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_sequences_of_undefined_length_are_walked_through(tmp_path, syntax):
+    inner, middle = Dataset(), Dataset()
+    inner.PatientID, inner.Rows = "PLANTED-INSIDE", 7
+    middle.ReferencedSeriesSequence = Sequence([inner, Dataset()])
+    middle.StudyInstanceUID = "2.25.99"
+    middle["ReferencedSeriesSequence"].is_undefined_length = True
+    middle.is_undefined_length_sequence_item = inner.is_undefined_length_sequence_item = True
+
+    def change(ds):
+        ds.ReferencedStudySequence = Sequence([middle, inner])
+        ds["ReferencedStudySequence"].is_undefined_length = True
+        ds.file_meta.TransferSyntaxUID = syntax
+
+    path = Folder(tmp_path).add(0, change=change)
+    assert path.read_bytes().count(b"\xfe\xff\xdd\xe0") == 2
+    header = read_header(path)
+    assert header.dataset is None
+    assert (header.text("PatientID"), header.count("Rows")) == ("PLANTED-1", 128)
+    assert found(path, whole=False) == found(path, whole=True)
 
 
 def test_a_refusal_crosses_processes():
