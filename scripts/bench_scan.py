@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the figures here")
     options = parser.parse_args()
     files, rounds = (2000, 3) if options.quick else (20_000, 3)
-    workers = min(2, len(os.sched_getaffinity(0)))
+    workers = min(2, os.cpu_count() or 1)
     with tempfile.TemporaryDirectory() as name:
         paths = copies(Path(name), files)
         found, refused = find_series(paths)

@@ -15,7 +15,7 @@ Layout = Literal["auto", "dicom", "pairs", "nnunet", "decathlon", "bids", "medmn
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that hold the images, at any depth.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that hold the images, at any depth, or a DICOMDIR.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write, .jsonl.")],
     layout: Annotated[Layout, typer.Option(help="How the folders are laid out; auto looks.")] = "auto",
     split: Annotated[str, typer.Option(help="Shares of patients for train, val, test.")] = "0.7,0.15,0.15",
@@ -55,7 +55,7 @@ def command(
             key=load_key(key),
             root=output.absolute().parent,
             repairs=[name for name, asked in ((FILL_GAPS, fill_gaps), (RESAMPLE_TILT, resample_tilt)) if asked],
-            workers=workers or len(os.sched_getaffinity(0)),
+            workers=workers or os.cpu_count() or 1,
             headers=lambda done, total: bar.update(opened, completed=done, total=total, visible=True),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )

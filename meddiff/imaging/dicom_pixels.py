@@ -15,7 +15,7 @@ from meddiff.errors import DicomError
 from meddiff.imaging.dicom_header import BoundedFile
 from meddiff.imaging.dicom_slice import MAX_VOXELS, Slice
 
-FILL = {"CT": -1024.0}  # HU where a CT measured nothing, as air; 0 in MR and PET
+FILL = {"HU": -1024.0}  # where a CT measured nothing, as air; 0 in every other unit
 JPEG_FAMILY = (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes)
 START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF, 0xF7}  # JPEG, JPEG-LS
 
@@ -44,7 +44,7 @@ def values(one: Slice, plane: np.ndarray) -> np.ndarray:
     shown = shown * slope + intercept
     if one.padding is not None:
         low, high = one.padding
-        shown[(plane >= low) & (plane <= high)] = FILL.get(one.modality, 0.0)
+        shown[(plane >= low) & (plane <= high)] = FILL.get(one.unit, 0.0)
     return shown.astype(np.float32)
 
 

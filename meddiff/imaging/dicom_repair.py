@@ -16,7 +16,7 @@ def repaired(stack: Stack, planes: np.ndarray) -> np.ndarray:
     if not stack.repairs:
         return planes
     columns, rows, slices = stack.geometry.shape
-    fill = FILL.get(stack.slices[0].modality, 0.0)
+    fill = FILL.get(stack.slices[0].unit, 0.0)
     whole = np.full((slices, rows, columns), fill, dtype=np.float32)
     low, _ = reach(stack.shift, slices - 1)
     for k, plane in zip(stack.index.tolist(), planes, strict=True):

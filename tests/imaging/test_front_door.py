@@ -1,7 +1,12 @@
 """Irregular folders: each volume that is read is truly in the folder, and every file is accounted for."""
 
+import hashlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from dicom_checks import REAL_CT
 from irregular import BUILDERS, build, is_true
 
 from meddiff.imaging.dicom import find_series, read_series
@@ -34,3 +39,25 @@ def test_the_judge_tells_a_wrong_volume_from_a_true_one(tmp_path):
     assert not is_true(truth.array[::-1], truth.affine, [truth])
     assert not is_true(truth.array[..., 1:], truth.affine, [truth])
     assert not is_true(truth.array + 1, truth.affine, [truth])
+
+
+def test_a_volume_is_the_same_whatever_else_is_installed():
+    """ITK, SimpleITK, GDCM and MONAI may be there or not: the reader asks for none of them."""
+    code = (
+        "import hashlib, sys\n"
+        "from pathlib import Path\n"
+        "if sys.argv[2] == 'alone':\n"
+        "    sys.modules.update(dict.fromkeys(('itk', 'SimpleITK', 'gdcm', 'monai', 'torch', 'dicom2nifti')))\n"
+        "from meddiff.imaging.dicom import read_series\n"
+        "volume = read_series(sorted(Path(sys.argv[1]).iterdir()))\n"
+        "print(hashlib.sha256(volume.array.tobytes() + volume.geometry.affine.tobytes()).hexdigest())\n"
+    )
+    digests = [
+        subprocess.run(
+            [sys.executable, "-c", code, REAL_CT[0].parent, how], capture_output=True, text=True, check=True
+        ).stdout
+        for how in ("alone", "among others")
+    ]
+    volume = read_series(REAL_CT)
+    own = hashlib.sha256(volume.array.tobytes() + volume.geometry.affine.tobytes()).hexdigest()
+    assert digests == [f"{own}\n"] * 2
