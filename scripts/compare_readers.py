@@ -3,7 +3,8 @@
     python scripts/compare_readers.py [--json FILE]
 
 The folders are those of tests/imaging/irregular.py, each with its true volumes. "right": all of these were returned; "part":
-some of them; "refused": none, with a reason; "WRONG": a volume that is not in the folder. Needs the test extra.
+some of them; "refused": none, with a reason; "WRONG": a volume that is not in the folder. Three rows are a matter of rules, those
+of docs/data.md: stored values of MONOCHROME1, padding and PET count as wrong where nothing says what they are. Needs the test extra.
 """
 
 import argparse
