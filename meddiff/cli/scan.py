@@ -1,5 +1,6 @@
 """`meddiff scan`: from folders to a manifest."""
 
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,11 +15,18 @@ Layout = Literal["auto", "dicom", "pairs", "nnunet", "decathlon", "bids", "medmn
 
 
 def command(
-    folders: Annotated[list[Path], typer.Argument(help="Folders that hold the images, at any depth.")],
+    folders: Annotated[list[Path], typer.Argument(help="Folders that hold the images, at any depth, or a DICOMDIR.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The manifest to write, .jsonl.")],
     layout: Annotated[Layout, typer.Option(help="How the folders are laid out; auto looks.")] = "auto",
     split: Annotated[str, typer.Option(help="Shares of patients for train, val, test.")] = "0.7,0.15,0.15",
     key: Annotated[Path | None, typer.Option(help="Key of the pseudonyms; made on first use, keep it secret.")] = None,
+    fill_gaps: Annotated[
+        bool, typer.Option("--fill-gaps", help="Make up a missing DICOM slice from its neighbours.")
+    ] = False,
+    resample_tilt: Annotated[
+        bool, typer.Option("--resample-tilt", help="Undo a tilted CT gantry by resampling.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that read DICOM headers; 0: one for each core.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="List every case and every refused file.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -32,11 +40,13 @@ def command(
     begin(quiet)
     from meddiff.data.keys import load_key
     from meddiff.data.scan import scan, write_scan
+    from meddiff.imaging.dicom_stack import FILL_GAPS, RESAMPLE_TILT
 
     shares = _shares(split)
     if output.suffix != ".jsonl":
         raise ManifestError(f"{output}: a manifest is a .jsonl file; name it so.")
     with progress(quiet) as bar:
+        opened = bar.add_task("DICOM headers", total=None, note="", visible=False)
         task = bar.add_task("Files", total=None, note="")
         cases, refused = scan(
             folders,
@@ -44,6 +54,9 @@ def command(
             split=shares,
             key=load_key(key),
             root=output.absolute().parent,
+            repairs=[name for name, asked in ((FILL_GAPS, fill_gaps), (RESAMPLE_TILT, resample_tilt)) if asked],
+            workers=workers or os.cpu_count() or 1,
+            headers=lambda done, total: bar.update(opened, completed=done, total=total, visible=True),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     beside = write_scan(output, cases, refused)
@@ -64,6 +77,10 @@ def command(
     patients = len({case.patient for case in cases})
     shown = ", ".join(f"{name} {splits[name]}" for name in ("train", "val", "test"))
     tell.print(f"{len(cases)} cases of {patients} patients ({shown}) in {output}", highlight=False)
+    repaired = Counter(repair for case in cases for repair in case.repairs)
+    if repaired:
+        made = ", ".join(f"{n} by {repair}" for repair, n in sorted(repaired.items()))
+        tell.print(f"cases repaired: {made}; each case of the manifest names its own", highlight=False)
     if refused:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(one.reason for one in refused).most_common())
         tell.print(f"{len(refused)} files refused ({reasons}); each with its reason in {beside}", highlight=False)

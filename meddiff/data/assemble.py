@@ -1,6 +1,7 @@
 """From what was found and what was read to the records of a manifest: pseudonyms, splits, names, paths."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,11 +48,12 @@ def _case(
         classes=dict(case.classes),
         image=tuple(_source(image, facts, root) for image in case.images),
         label=label,
-        labels={} if label is None else dict(unnamed if case.labels is None else case.labels),
+        labels={} if label is None else _labels(case, facts, unnamed),
         shape=grid.shape,
         spacing_mm=grid.spacing_mm,
         affine=tuple(affine),
-        unit=unit_of(case.images[0].modality),
+        unit=case.unit or unit_of(case.images[0].modality),
+        repairs=case.repairs,
     )
 
 
@@ -64,6 +66,7 @@ def _source(image: Channel, facts: Mapping[Path, Facts], root: Path | None) -> S
         files=names if image.series else None,
         array=image.array,
         index=image.index,
+        volume=image.volume,
         sha256=sha256,
     )
 
@@ -76,10 +79,23 @@ def geometry_of(case: Found, facts: Mapping[Path, Facts]) -> Geometry:
 
 
 def content(image: Channel, facts: Mapping[Path, Facts]) -> str:
-    """What tells an image from its copies, hex: the digest of its bytes, with the row where a file holds many."""
+    """What tells an image from its copies, hex: the digest of its bytes, and which it is where they hold many."""
     sha256 = combine(facts[path].sha256 for path in image.paths) if image.series else facts[image.paths[0]].sha256
-    row = f"{sha256}:{image.array}:{image.index}"
-    return sha256 if image.array is None else hashlib.sha256(row.encode()).hexdigest()
+    if image.array is None and image.volume is None:
+        return sha256
+    part = f"{sha256}:{image.array}:{image.index}" if image.volume is None else f"{sha256}:{image.volume}"
+    return hashlib.sha256(part.encode()).hexdigest()
+
+
+def _labels(case: Found, facts: Mapping[Path, Facts], unnamed: Mapping[str, int]) -> dict[str, int]:
+    """Names of the labels: the data set's, the segmentation's (a name that occurs twice with its number), or none of their own."""
+    if case.labels is not None:
+        return dict(case.labels)
+    names = facts[case.label].names if case.label else {}
+    if not names:
+        return dict(unnamed)
+    often = Counter(names.values())
+    return {"background": 0} | {name if often[name] == 1 else f"{name} {n}": n for n, name in sorted(names.items())}
 
 
 def _unnamed_labels(found: Sequence[Found], facts: Mapping[Path, Facts]) -> dict[str, int]:

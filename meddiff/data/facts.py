@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from meddiff.data.files import digest_file
 from meddiff.errors import MeddiffError
+from meddiff.imaging.dicom_seg_read import read_seg
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import nifti_geometry, read_nifti
 
-Role = Literal["plain", "image", "label"]  # plain: the digest is all; its layout has read the header
+Role = Literal["plain", "image", "label"] | Geometry  # plain: the digest is all; a grid: DICOM SEG, a label map on it
 MOST_LABELS = 16  # an integer image with no more distinct values than this is taken for a label map
 LABEL_SHRINKS = 0.1  # gzip makes a label map at least ten times smaller, a scan two to four times
 ALWAYS_READ_BYTES = 1 << 20
@@ -27,6 +28,7 @@ class Facts:
     sha256: str = ""
     geometry: Geometry | None = None
     values: frozenset[int] | None = None  # of a label map, or of an image that looks like one
+    names: Mapping[int, str] = field(default_factory=dict)  # of the labels in a DICOM SEG
     reason: str = ""
     error: str = ""
 
@@ -47,13 +49,16 @@ def _one(path: Path, role: Role) -> Facts:
         sha256 = digest_file(path)
         if role == "plain":
             return Facts(sha256)
+        if isinstance(role, Geometry):
+            label, names = read_seg(path, role)
+            return Facts(sha256, label.geometry, _values(label.array), names)
         if role == "label":
             label = read_nifti(path, label=True, modality="SEG")
             return Facts(sha256, label.geometry, _values(label.array))
         geometry, stored = nifti_geometry(path)
         return Facts(sha256, geometry, _label_values(path, geometry, stored))
     except (MeddiffError, OSError) as error:
-        return Facts(reason="label-unreadable" if role == "label" else "unreadable", error=str(error))
+        return Facts(reason="unreadable" if role in ("plain", "image") else "label-unreadable", error=str(error))
 
 
 def _label_values(path: Path, geometry: Geometry, stored: np.dtype) -> frozenset[int] | None:

@@ -19,6 +19,7 @@ from meddiff.data.files import absolute, digest_file, digest_files, portable, wr
 from meddiff.data.medmnist import read_row
 from meddiff.errors import GeometryError, ManifestError
 from meddiff.imaging.dicom import read_series
+from meddiff.imaging.dicom_seg_read import read_seg
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import read_nifti
 from meddiff.imaging.volume import Volume
@@ -44,6 +45,7 @@ class Source(Record):
     files: tuple[str, ...] | None = None  # one a slice, in order along the slice normal
     array: str | None = None  # key inside the .npz
     index: int | None = None  # row of that array
+    volume: int | None = None  # which of the volumes in `files`, where they hold several
     sha256: str  # of the file's bytes; for `files` see `files.digest_files`
 
     @model_validator(mode="after")
@@ -70,6 +72,7 @@ class Case(Record):
     affine: tuple[tuple[float, float, float, float], ...]  # (4, 4), voxel index -> RAS mm
     unit: str
     layout: str
+    repairs: tuple[str, ...] = ()  # that reading the DICOM series makes: fill-gaps, resample-tilt
 
     @model_validator(mode="after")
     def _has_image_and_grid(self) -> "Case":
@@ -182,11 +185,8 @@ class Manifest:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the canonical JSON of the cases without their paths: the same data moved is the same data."""
-        where = {"path", "files"}
-        plain = [
-            case.model_dump(mode="json", exclude={"image": {"__all__": where}, "label": where}) for case in self.cases
-        ]
-        return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+        records = [_unplaced(case) for case in self.cases]
+        return hashlib.sha256(json.dumps(records, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def _moved(self, case: Case, folder: Path | None) -> Case:
         def move(source: Source) -> Source:
@@ -204,7 +204,7 @@ def load_image(manifest: Manifest, case: Case, modality: str | None = None) -> V
     for path in paths:
         _must_exist(case, path)
     if source.files is not None:
-        volume = read_series(paths)
+        volume = read_series(paths, volume=source.volume, repairs=case.repairs)
     elif source.array is not None and source.index is not None:
         volume = read_row(paths[0], source.array, source.index)
     else:
@@ -219,7 +219,10 @@ def load_label(manifest: Manifest, case: Case) -> Volume:
         raise ManifestError(f"{case.case}: has no label map. Choose a task that needs none, or scan the labels too.")
     (path,) = manifest.resolve(case.label)
     _must_exist(case, path)
-    volume = read_nifti(path, label=True, modality="SEG")
+    if case.image[0].files is not None:
+        volume, _ = read_seg(path, case.geometry)
+    else:
+        volume = read_nifti(path, label=True, modality="SEG")
     _must_fit(case, volume, path)
     return volume
 
@@ -252,6 +255,19 @@ def unit_of(modality: str) -> str:
 def _line(case: Case) -> str:
     record = case.model_dump(mode="json", exclude_none=True)
     return json.dumps({name: record.get(name) for name in Case.model_fields}, ensure_ascii=False)  # keeps label: null
+
+
+def _unplaced(case: Case) -> dict:
+    """The record without paths; what a case has not, repairs or one of several volumes, is left out as it was before."""
+    where = {"path", "files"}
+    record = case.model_dump(mode="json", exclude={"image": {"__all__": where}, "label": where})
+    for part, key in (
+        (record, "repairs"),
+        *((source, "volume") for source in (*record["image"], record["label"] or {})),
+    ):
+        if part.get(key) in (None, []):
+            part.pop(key, None)
+    return record
 
 
 def _parse(path: Path, number: int, line: str) -> Case:

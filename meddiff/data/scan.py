@@ -10,11 +10,12 @@ from meddiff.data.assemble import assemble
 from meddiff.data.checks import duplicate, problem
 from meddiff.data.facts import Role, gather
 from meddiff.data.files import absolute, portable, write_lines
-from meddiff.data.layouts import Found
+from meddiff.data.layouts import Found, Reading
 from meddiff.data.manifest import Case, Manifest, Refused
 from meddiff.data.splits import split_counts
 from meddiff.errors import ManifestError
 from meddiff.imaging.dicom import Refusal
+from meddiff.imaging.dicom_dir import is_directory, read_directory
 
 
 def scan(
@@ -24,6 +25,9 @@ def scan(
     split: Sequence[float] = (0.7, 0.15, 0.15),  # train, val, test; a data set's own test set is kept
     key: bytes,  # of the pseudonyms, and so of the split
     root: Path | None = None,  # folder of the manifest; None: absolute paths
+    repairs: Sequence[str] = (),  # of `imaging.dicom.REPAIRS`, that may be made; the cases record those that were
+    workers: int = 1,  # processes that read DICOM headers; the result is the same for any number
+    headers: Callable[[int, int], None] | None = None,  # told (DICOM headers read, headers to read)
     progress: Callable[[int, int], None] | None = None,  # told (files read, files to read)
 ) -> tuple[list[Case], list[Refused]]:
     """Cases and refusals that together name every file below the folders; the order of the folders does not matter.
@@ -32,7 +36,7 @@ def scan(
     where no case at all is accepted.
     """
     split_counts(0, split)  # a wrong split is told before the files are read
-    found, refused = _find(folders, layout)
+    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers))
     facts = gather(_roles(found), progress)
     checked: list[Found] = []
     seen: dict[str, Path] = {}
@@ -69,7 +73,7 @@ def write_scan(path: str | Path, cases: Sequence[Case], refused: Sequence[Refuse
     return beside
 
 
-def _find(folders: Sequence[str | Path], layout: str) -> tuple[list[Found], list[Refusal]]:
+def _find(folders: Sequence[str | Path], layout: str, reading: Reading) -> tuple[list[Found], list[Refusal]]:
     found: list[Found] = []
     refused: list[Refusal] = []
     for folder, files in _files(folders):
@@ -81,16 +85,23 @@ def _find(folders: Sequence[str | Path], layout: str) -> tuple[list[Found], list
                 refused.append(Refusal(path, "not-a-file", "A link to nothing, or a device; mend or remove it."))
             else:
                 readable.append(path)
-        cases, rejected = layouts.find(folder, readable, layout)
+        cases, rejected = layouts.find(folder, readable, layout, reading)
         found += cases
         refused += rejected
     return found, refused
 
 
 def _files(folders: Sequence[str | Path]) -> Iterator[tuple[Path, list[Path]]]:
-    """Each folder with the files below it, links followed; a folder inside another one is not listed twice."""
-    given = sorted({absolute(Path(folder)) for folder in folders})
-    for folder in [one for one in given if not any(other in one.parents for other in given)]:
+    """Each folder with the files below it, links followed; a folder inside another one is not listed twice.
+
+    For a DICOMDIR, the files that it names.
+    """
+    given = {absolute(Path(folder)) for folder in folders}
+    directories = sorted(path for path in given if path.is_file() and is_directory(path))
+    for path in directories:
+        yield path.parent, sorted({path, *read_directory(path).files})
+    below = sorted(given - set(directories))
+    for folder in [one for one in below if not any(other in one.parents for other in below)]:
         if not folder.is_dir():
             raise ManifestError(f"{folder}: is not a folder. Name the folder that the images are in.")
         files = list(walk(folder))
@@ -122,7 +133,7 @@ def _roles(found: Iterable[Found]) -> dict[Path, Role]:
         read: Role = "image" if case.geometry is None else "plain"
         roles |= {path: read for image in case.images for path in image.paths}
         if case.label:
-            roles[case.label] = "label"
+            roles[case.label] = case.geometry if case.geometry and case.images[0].series else "label"
     return dict(sorted(roles.items()))
 
 

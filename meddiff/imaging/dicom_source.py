@@ -49,6 +49,11 @@ def read_source(files: Sequence[Path]) -> Source:
         raise DicomError(f"{refused[0].path}: cannot be a source: {refused[0].reason}: {refused[0].detail}")
     if len(found) != 1:
         raise DicomError(f"The source is {len(found)} series in {len(files)} files; give the files of one series.")
+    if len(found[0].files) != found[0].geometry.shape[2]:
+        raise DicomError(
+            f"{found[0].files[0]}: holds several slices; what is derived refers to one file a slice. Write NIfTI, or "
+            "convert the source to single-frame images."
+        )
     return Source(found[0], tuple(_header(path) for path in found[0].files))
 
 
@@ -69,6 +74,8 @@ def _header(path: Path) -> Dataset:
     for keyword in EMPTY_ALLOWED:
         if keyword not in header:
             setattr(header, keyword, "")
+    if header.get("Modality") == "PT":
+        header.Units, header.SUVType = "GML", "BW"  # what the values of a PET are once they are read
     if header.PatientSex not in ("M", "F", "O"):  # enumerated (PS3.3 C.7.1.1); any other word is refused by readers
         header.PatientSex = ""
     return header

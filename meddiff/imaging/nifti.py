@@ -20,6 +20,8 @@ from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
 MAX_VOXELS = 2**31  # a header that promises more is refused before anything is inflated
+SMALL_BYTES = 512 << 20  # that a gzip may inflate to from however little ...
+MAX_RATIO = 200  # ... and bytes for a byte of gzip beyond that; scans reach 4, the largest label maps may need uint8
 LARGEST_LABEL = 2**31 - 1
 FORMS_TOLERANCE = (
     0.01  # voxels by which a corner may differ between sform and qform (float32 quaternions lose about 1e-3)
@@ -155,6 +157,12 @@ def _content(path: Path, *, only_header: bool = False) -> bytes:
             stream = gzip.GzipFile(fileobj=file) if zipped else file
             head = stream.read(544)
             end = _promised_end(path, head)
+            size = os.fstat(file.fileno()).st_size
+            if zipped and end[1] > max(SMALL_BYTES, MAX_RATIO * size):
+                raise NiftiError(
+                    f"{path}: {size} bytes of gzip promise {end[1]} bytes, more than {MAX_RATIO} for one. If it is real, store "
+                    "it uncompressed, or as a smaller type."
+                )
             if only_header:
                 return head + stream.read(max(end[0] - len(head), 0))
             content = head + stream.read(end[1] - len(head) + 1)
@@ -182,11 +190,12 @@ def _promised_end(path: Path, head: bytes) -> tuple[int, int]:
         raise NiftiError(
             f"{path}: the header promises {voxels} voxels {shape}; at most {MAX_VOXELS} are read. Is it an image?"
         )
-    start = max(int(header["vox_offset"]), header.single_vox_offset)
-    if start > 2**24:
+    offset = float(header["vox_offset"])
+    if not 0 <= offset <= 2**24:  # NaN is not
         raise NiftiError(
-            f"{path}: the header puts the voxels at byte {start}, behind implausibly long extensions. Export it again."
+            f"{path}: the header puts the voxels at byte {offset:g}, behind implausibly long extensions. Export it again."
         )
+    start = max(int(offset), header.single_vox_offset)
     return start, start + voxels * header.get_data_dtype().itemsize
 
 
@@ -194,9 +203,9 @@ def _header(path: Path, head: bytes) -> nib.Nifti1Header:
     kinds = (nib.Nifti1Header, nib.Nifti2Header)
     try:
         size = int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")
-        if 348 in size and head[344:348] == b"n+1\0":
+        if 348 in size and len(head) >= 348 and head[344:348] == b"n+1\0":
             return kinds[0](head[:348], check=False)
-        if 540 in size and head[4:8] == b"n+2\0":
+        if 540 in size and len(head) >= 540 and head[4:8] == b"n+2\0":
             return kinds[1](head[:540], check=False)
     except (HeaderDataError, ValueError) as error:
         raise NiftiError(f"{path}: the NIfTI header is damaged ({error}). Export the file again.") from error

@@ -145,3 +145,18 @@ def test_scripts_take_the_arguments_of_the_command(script):
     )
     assert done.returncode == 0, done.stderr
     assert "--output" in done.stdout
+
+
+def test_repairs_of_a_scan_are_asked_for_and_told(tmp_path, capsys):
+    assert run(capsys, "phantom", tmp_path / "d", "--patients", 3, "--format", "dicom", "--size", 16)[0] == 0
+    next(iter(sorted((tmp_path / "d").rglob("slice_0005.dcm")))).unlink()
+    code, said = run(capsys, "scan", tmp_path / "d", "-o", tmp_path / "m.jsonl")
+    assert code == 0
+    assert "2 cases of 2 patients" in said
+    assert "15 irregular-spacing" in said
+    code, said = run(capsys, "scan", tmp_path / "d", "-o", tmp_path / "m.jsonl", "--fill-gaps", "--workers", 2)
+    assert code == 0
+    assert "3 cases of 3 patients" in said
+    assert "cases repaired: 1 by fill-gaps" in said
+    repaired = [json.loads(line)["repairs"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert sorted(repaired) == [[], [], ["fill-gaps"]]

@@ -134,7 +134,7 @@ def test_pet_keeps_an_intercept_of_0_and_its_image_type(tmp_path, files):
         header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = PositronEmissionTomographyImageStorage
         header.Modality, header.Units, header.RescaleIntercept, header.ImageType = (
             "PT",
-            "BQML",
+            "GML",
             0,
             ["ORIGINAL", "PRIMARY"],
         )
@@ -143,7 +143,7 @@ def test_pet_keeps_an_intercept_of_0_and_its_image_type(tmp_path, files):
     clean = Volume(image.array * np.float32(7.3), image.geometry, "PT", image.unit)
     paths = derive(tmp_path / "out", clean, files)
     ds = headers(paths)[0]
-    assert (ds.RescaleIntercept, ds.ImageType, ds.Units) == (0, ["DERIVED", "PRIMARY"], "BQML")
+    assert (ds.RescaleIntercept, ds.ImageType, ds.Units) == (0, ["DERIVED", "PRIMARY"], "GML")
     assert np.abs(read_series(paths).array - clean.array).max() <= float(ds.RescaleSlope) / 2 + 1e-2
 
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from meddiff.data.layouts import bids, decathlon, dicom, medmnist, nnunet, pairs
-from meddiff.data.layouts.found import Channel, Found, Layout, not_in_layout
+from meddiff.data.layouts.found import Channel, Found, Layout, Reading, not_in_layout
 from meddiff.errors import ManifestError
 from meddiff.imaging.dicom import Refusal
 
-__all__ = ["LAYOUTS", "Channel", "Found", "find"]
+__all__ = ["LAYOUTS", "Channel", "Found", "Reading", "find"]
 
 # In this order: a layout with marks of its own comes before one that takes any file of a kind.
 LAYOUTS: dict[str, Layout] = {
@@ -21,7 +21,9 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def find(folder: Path, files: Sequence[Path], layout: str = "auto") -> tuple[list[Found], list[Refusal]]:
+def find(
+    folder: Path, files: Sequence[Path], layout: str = "auto", reading: Reading | None = None
+) -> tuple[list[Found], list[Refusal]]:
     """Cases and refusals that together name every file; with "auto" each layout takes what follows it."""
     if layout != "auto" and layout not in LAYOUTS:
         raise ManifestError(f"there is no layout {layout!r}; choose one of auto, {', '.join(LAYOUTS)}.")
@@ -30,7 +32,8 @@ def find(folder: Path, files: Sequence[Path], layout: str = "auto") -> tuple[lis
     left = list(files)
     for one in LAYOUTS.values() if layout == "auto" else [LAYOUTS[layout]]:
         for root in one.roots(folder, left):
-            cases, rejected = one.find(root, [path for path in left if path.is_relative_to(root)])
+            below = [path for path in left if path.is_relative_to(root)]
+            cases, rejected = dicom.find(root, below, reading) if one is dicom else one.find(root, below)
             found += cases
             refused += rejected
             done = {path for case in cases for path in case.paths} | {refusal.path for refusal in rejected}

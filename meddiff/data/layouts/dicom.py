@@ -1,11 +1,16 @@
-"""DICOM: series found by their headers, wherever the files lie and whatever they are called."""
+"""DICOM: series found by their headers, wherever the files lie and whatever they are called; SEG as their label maps."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from meddiff.data.layouts.found import Channel, Found
-from meddiff.imaging.dicom import Refusal, find_series
+from meddiff.data.layouts.found import Channel, Found, Reading, refuse
+from meddiff.errors import DicomError
+from meddiff.imaging.dicom import Refusal, Series, find_series
+from meddiff.imaging.dicom_dir import is_directory, read_directory
+from meddiff.imaging.dicom_file import references
 
 log = logging.getLogger(__name__)
 
@@ -15,9 +20,11 @@ def roots(folder: Path, files: Sequence[Path]) -> list[Path]:
     return [folder] if any(_may_be_dicom(path) for path in files) else []
 
 
-def find(root: Path, files: Sequence[Path]) -> tuple[list[Found], list[Refusal]]:
-    """One case per series. A series without PatientID goes under its study, which is one patient's at least."""
-    series, refused = find_series([path for path in files if _may_be_dicom(path)])
+def find(root: Path, files: Sequence[Path], reading: Reading | None = None) -> tuple[list[Found], list[Refusal]]:
+    """One case per volume. A series without PatientID goes under its study, which is one patient's at least."""
+    how = reading or Reading()
+    paths = [path for path in files if _may_be_dicom(path)]
+    series, refused = find_series(paths, repairs=how.repairs, workers=how.workers, progress=how.progress)
     nameless = sum(not one.patient_id.strip() for one in series)
     if nameless:
         log.warning(
@@ -26,15 +33,79 @@ def find(root: Path, files: Sequence[Path]) -> tuple[list[Found], list[Refusal]]
             root,
             nameless,
         )
-    return [
+    inverted = sum(one.inverted for one in series)
+    if inverted:
+        log.warning(
+            "%s: %d series are MONOCHROME1; their stored values are inverted before the rescale", root, inverted
+        )
+    labels, refused = _labels(series, refused)
+    found = [
         Found(
             "dicom",
             one.patient_id.strip() or one.study_uid,
-            (Channel(one.modality, one.files, series=True),),
+            (Channel(one.modality, one.files, series=True, volume=one.volume),),
+            labels.get(at),
             geometry=one.geometry,
+            unit=one.unit,
+            repairs=one.repairs,
         )
-        for one in series
-    ], refused
+        for at, one in enumerate(series)
+    ]
+    return found, [_directory(one) if is_directory(one.path) else one for one in refused]
+
+
+def _labels(series: Sequence[Series], refused: Sequence[Refusal]) -> tuple[dict[int, Path], list[Refusal]]:
+    """The segmentation of each series that has exactly one, by the number of the series; the other refusals."""
+    left = [one for one in refused if one.reason != "segmentation"]
+    fitting: dict[int, list[Path]] = defaultdict(list)
+    for path in (one.path for one in refused if one.reason == "segmentation"):
+        own = references(path)
+        at = [
+            k
+            for k, one in enumerate(series)
+            if one.patient_id == own.patient_id
+            and (one.uid in own.series if own.series else one.frame_uid and one.frame_uid == own.frame_uid)
+        ]
+        if len(at) == 1:
+            fitting[at[0]].append(path)
+        else:
+            left += refuse(
+                [path],
+                "label-ambiguous" if at else "label-without-image",
+                f"It fits {len(at)} of the images found, and one is needed; scan it with its image only.",
+            )
+    labels = {}
+    for k, paths in fitting.items():
+        if len(paths) > 1:
+            left += refuse(paths, "label-ambiguous", f"{len(paths)} segmentations are of one image; keep one.")
+        elif series[k].repairs:
+            left += refuse(
+                paths, "label-repaired", "Its image needs a repair that a label map cannot follow; complete the series."
+            )
+        else:
+            labels[k] = paths[0]
+    return labels, sorted(left, key=lambda one: one.path)
+
+
+def _directory(refusal: Refusal) -> Refusal:
+    """What a DICOMDIR among the files says of files that are not there."""
+    try:
+        named = read_directory(refusal.path)
+    except DicomError:
+        return refusal
+    if named.outside:
+        return replace(
+            refusal,
+            reason="outside-folder",
+            detail=f"It names {len(named.outside)} files outside its folder, for instance {named.outside[0]}, which are not read.",
+        )
+    if named.missing:
+        return replace(
+            refusal,
+            reason="missing-file",
+            detail=f"It names {len(named.missing)} files that are not there, for instance {named.missing[0]}; copy the medium again.",
+        )
+    return refusal
 
 
 def _may_be_dicom(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ class Channel:
     series: bool = False  # paths are the slices of a DICOM series
     array: str | None = None
     index: int | None = None
+    volume: int | None = None  # which of the volumes in the files of a DICOM series, where they hold several
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,22 @@ class Found:
     labels: Mapping[str, int] | None = None  # None: the data set gives its label numbers no names
     split: Split | None = None  # the data set's own, where it has one
     geometry: Geometry | None = None  # None: in the NIfTI header
+    unit: str | None = None  # None: the usual one of the modality
+    repairs: tuple[str, ...] = ()  # that reading the series needs
 
     @property
     def paths(self) -> tuple[Path, ...]:
         """Every file of the case, label last."""
         return tuple(path for image in self.images for path in image.paths) + ((self.label,) if self.label else ())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How DICOM headers are read."""
+
+    repairs: tuple[str, ...] = ()  # of `imaging.dicom.REPAIRS`, that may be made
+    workers: int = 1  # processes
+    progress: Callable[[int, int], None] | None = None  # told (headers read, headers to read)
 
 
 class Layout(Protocol):

@@ -1,0 +1,127 @@
+"""Files to slices: one, or many side by side; what is found does not depend on how many processes look."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from pydicom.uid import (
+    EnhancedPETImageStorage,
+    RTStructureSetStorage,
+    SegmentationStorage,
+)
+
+from meddiff.imaging.dicom_frames import ENHANCED, enhanced
+from meddiff.imaging.dicom_header import RefusedError, read_header
+from meddiff.imaging.dicom_mosaic import mosaic
+from meddiff.imaging.dicom_slice import Slice, classic, modality_of
+
+BATCH = 64  # files that a process takes at a time
+PATIENCE_S = 3.0  # to start other processes takes a good part of this
+LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # newer than pydicom's list
+OTHERS = {
+    SegmentationStorage: ("segmentation", "It is a segmentation of images that are not here; scan it with its images."),
+    LABEL_MAP_STORAGE: ("segmentation", "It is a segmentation of images that are not here; scan it with its images."),
+    RTStructureSetStorage: (
+        "contours",
+        "It holds contours (RTSTRUCT), which become voxels in more than one way; convert it to DICOM SEG or NIfTI first.",
+    ),
+    EnhancedPETImageStorage: (
+        "enhanced-pet", "Enhanced PET is not read, as its SUV cannot be computed; export it as single-frame images."
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One file that is in no series, and why."""
+
+    path: Path
+    reason: str  # a short code
+    detail: str  # a sentence, with the remedy
+
+
+def read_slices(path: Path) -> list[Slice]:
+    """The slices of one file, by its header; RefusedError where it holds none of a kind that is read."""
+    header = read_header(path)
+    uid = header.sop_class
+    if not uid:
+        raise RefusedError("not-an-image", "It names no SOP class (a DICOMDIR, or no image); nothing is to be done.")
+    if uid in OTHERS:
+        raise RefusedError(*OTHERS[uid])
+    try:
+        if uid in ENHANCED:
+            return enhanced(path, read_header(path, whole=True))
+        modality = modality_of(header)
+        if modality == "MR" and "MOSAIC" in header.text("ImageType").split("\\"):
+            return mosaic(path, header)
+        return [classic(path, header, modality)]
+    except (RefusedError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:  # a value of another kind than its tag has, wherever it surfaces
+        why = " ".join(str(e).split())[:200]
+        raise RefusedError(
+            "damaged-header", f"Its header cannot be read ({type(e).__name__}: {why}); export it again."
+        ) from e
+
+
+@dataclass(frozen=True)
+class References:
+    """What a segmentation says that it belongs to."""
+
+    patient_id: str
+    frame_uid: str
+    series: frozenset[str]  # SeriesInstanceUIDs; empty where it names none
+
+
+def references(path: Path) -> References:
+    """Patient, frame of reference and series of a segmentation; RefusedError where its header is damaged."""
+    header = read_header(path, whole=True)
+    named = (header.dataset.get("ReferencedSeriesSequence") if header.dataset else None) or []
+    series = frozenset(str(one.get("SeriesInstanceUID") or "") for one in named) - {""}
+    return References(header.text("PatientID"), header.text("FrameOfReferenceUID"), series)
+
+
+def read_all(
+    paths: Sequence[Path], workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> tuple[list[Slice], list[Refusal]]:
+    """The slices of all files, in the order of the paths, and the files that hold none.
+
+    Up to `workers` processes read the headers, where there are enough to be worth it; `progress` is told (files read, files to read).
+    """
+    batches = [paths[at : at + BATCH] for at in range(0, len(paths), BATCH)]
+    slices: list[Slice] = []
+    refused: list[Refusal] = []
+    done = 0
+    for batch, (found, rest) in zip(batches, _results(batches, workers), strict=True):
+        slices += found
+        refused += rest
+        done += len(batch)
+        if progress:
+            progress(done, len(paths))
+    return slices, refused
+
+
+def _results(batches: Sequence[Sequence[Path]], workers: int) -> Iterator[tuple[list[Slice], list[Refusal]]]:
+    """What each batch holds, in order; by this process alone until the rest is expected to take longer than PATIENCE_S."""
+    start = time.monotonic()
+    for done, batch in enumerate(batches):
+        taken = time.monotonic() - start
+        if workers > 1 and done and taken / done * (len(batches) - done) > PATIENCE_S:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork copies locks of threads
+                yield from pool.map(_batch, batches[done:])
+            return
+        yield _batch(batch)
+
+
+def _batch(paths: Sequence[Path]) -> tuple[list[Slice], list[Refusal]]:
+    slices: list[Slice] = []
+    refused: list[Refusal] = []
+    for path in paths:
+        try:
+            slices += read_slices(path)
+        except RefusedError as why:
+            refused.append(Refusal(path, why.reason, why.detail))
+    return slices, refused
