@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -85,7 +84,10 @@ def estimates(
 ) -> tuple[Tensor, Tensor]:
     """The posterior mean (B, 1, *size) and `samples` samples (S, B, 1, *size), on the CPU."""
     sample, device = config.sample, next(model.parameters()).device
-    windows = partial(seen.windowed, overlap=sample.overlap) if seen else _whole
+
+    def windows(denoise: Denoiser) -> Denoiser:
+        return seen.windowed(denoise, sample.overlap) if seen else denoise
+
     keys = [(names[i], i) if len(names) > 1 else (names[0], i) for i in range(len(images))]
     means, drawn = [], []
     for part in in_batches(len(images), sample.batch):
@@ -99,10 +101,6 @@ def estimates(
         means.append(mean.cpu())
         drawn.append(torch.stack(some).cpu() if some else torch.empty(0, *mean.shape))
     return torch.cat(means), torch.cat(drawn, dim=1)
-
-
-def _whole(denoise: Denoiser) -> Denoiser:
-    return denoise
 
 
 def _conditional(

@@ -20,12 +20,10 @@ def non_local_means(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def wavelet(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Wavelet shrinkage by BayesShrink (Chang et al. 2000) of white noise `sigma`, averaged over shifts; float32."""
-    from skimage.restoration import cycle_spin, denoise_wavelet
+    """Wavelet shrinkage by BayesShrink (Chang et al. 2000) of white noise `sigma`, in `image`'s unit; float32."""
+    from skimage.restoration import denoise_wavelet
 
-    settings = {"sigma": sigma, "method": "BayesShrink", "rescale_sigma": False}
-    clean = cycle_spin(image, func=denoise_wavelet, max_shifts=2, func_kw=settings, num_workers=1)
-    return clean.astype(np.float32)
+    return denoise_wavelet(image, sigma=sigma, method="BayesShrink", rescale_sigma=False).astype(np.float32)
 
 
 DENOISERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {

@@ -73,7 +73,8 @@ def test_the_mean_is_nearer_to_the_clean_scan_than_the_noisy_one_and_than_a_samp
     grid = restore(model, trained.config(), card, clean, "a", 0, sigma=1.0).image  # what the model's grid keeps
     assert error(mean.image, grid) < error(scan, grid)
     assert error(mean.image, grid) < error(sample.image, grid)
-    assert mean.sigma == pytest.approx(60, rel=0.5)
+    assert mean.sigma is not None  # of the model's grid, whose coarser voxels average noise away
+    assert 10 < mean.sigma < 60
     assert mean.std is not None
     assert mean.std.array.mean() > 0
 
@@ -102,7 +103,9 @@ def test_the_command_writes_nifti_or_a_derived_series(trained, noisy, tmp_path):
     call = ["restore", str(trained.folder), str(tmp_path / "scan.nii.gz"), "-o", str(tmp_path / "out")]
     result = CliRunner().invoke(app, call)
     assert result.exit_code == 0, result.stderr
-    assert np.array_equal(read_nifti(tmp_path / "out" / "scan_restored.nii.gz").geometry.affine, noisy[1].geometry.affine)
+    assert np.array_equal(
+        read_nifti(tmp_path / "out" / "scan_restored.nii.gz").geometry.affine, noisy[1].geometry.affine
+    )
     sidecar = json.loads((tmp_path / "out" / "scan.json").read_text())
     assert sidecar["estimate"] == "mean"
     assert sidecar["sigma"] > 0
