@@ -19,7 +19,7 @@ ALLOWED = {  # what a package may import of ours
     "networks": BASE | {"config", "diffusion", "imaging", "data"},
     "tasks": BASE | {"config", "degradation_config", "diffusion", "imaging", "data"},
     "metrics": BASE | {"config", "diffusion", "imaging", "data"},
-    "engines": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
+    "engines": BASE | {"config", "degradation_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
     "privacy": BASE | {"config", "imaging", "data"},
     "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
     "cli": BASE

@@ -128,6 +128,15 @@ def tell(line: str) -> None:
     sys.stdout.flush()
 
 
+def most_resident() -> int:
+    """Bytes that this process had in memory at most; ru_maxrss would count the process that started it."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
 def serve() -> None:
     """Answer each path on stdin; memory beyond the limit cannot be had."""
     import warnings
@@ -147,8 +156,7 @@ def serve() -> None:
             outcome, why = "refused", str(error)
         except BaseException as error:  # what must not be: it is told, not hidden
             outcome, why = "crash", f"{type(error).__name__}: {error}"
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        answer = {"outcome": outcome, "seconds": time.monotonic() - start, "bytes": peak, "why": why}
+        answer = {"outcome": outcome, "seconds": time.monotonic() - start, "bytes": most_resident(), "why": why}
         tell(json.dumps(answer))
 
 
