@@ -1,6 +1,7 @@
 """`meddiff evaluate`: how good a trained model is."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,6 +10,9 @@ import typer
 from meddiff.cli.console import Quiet, begin, progress, tell
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from meddiff.data.manifest import Case
     from meddiff.engines.run import Run
 
 
@@ -130,7 +134,7 @@ def _segmentation(
 def _restoration(
     opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
 ) -> None:
-    from meddiff.engines.evaluate_cases import method, restored
+    from meddiff.engines.evaluate_cases import Sets, method, restored
     from meddiff.engines.trainer import choose_device
     from meddiff.metrics import classical
     from meddiff.report.overlays import restored_pictures
@@ -145,6 +149,12 @@ def _restoration(
         )
     shown: dict[tuple[str, str], list[Any]] = {}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    sets: dict[str, Sets] = {}
+
+    def keep(level: str, case: "Case", clean: "Tensor", degraded: "Tensor", results: Mapping[str, "Tensor"]) -> None:
+        shown[level, case.case] = restored_pictures(clean, degraded, results)
+        sets.setdefault(level, Sets()).add(clean, results)
+
     with progress(quiet) as bar:
         task = bar.add_task("Restoring", total=None, note="")
         for level, name, row in restored(
@@ -154,9 +164,7 @@ def _restoration(
             seed,
             classical.available(),
             limit,
-            keep=lambda level, case, clean, degraded, results: shown.update(
-                {(level, case.case): restored_pictures(clean, degraded, results)}
-            ),
+            keep=keep,
         ):
             rows.setdefault(level, {}).setdefault(name, []).append(row)
             bar.update(task, advance=1, note=f"{level}, {row['case']}: {name} {row['psnr']:.2f} dB")
@@ -164,19 +172,26 @@ def _restoration(
     for level, of_level in rows.items():
         of_shown = {case: pictures for (at, case), pictures in shown.items() if at == level}
         folder = output / level.replace(" ", "_") if len(rows) > 1 else output
+        apart = sets[level].distances()
         best = f"{methods[0].name}, one evaluation"
         ordered = {best: of_level[best], **of_level}
-        write_methods(folder, ordered, "psnr", True, of_shown.__getitem__, {}, {**facts, "level": level})
+        write_methods(folder, ordered, "psnr", True, of_shown.__getitem__, {}, {**facts, "level": level, "sets": apart})
         tell.print(f"\n{level}", highlight=False)
-        _tell(ordered, ("psnr", "ssim", "mae"), folder)
+        _tell(ordered, ("psnr", "ssim", "mae"), folder, apart)
 
 
-def _tell(rows: dict[str, list[dict[str, Any]]], columns: tuple[str, ...], output: Path) -> None:
+def _tell(
+    rows: dict[str, list[dict[str, Any]]],
+    columns: tuple[str, ...],
+    output: Path,
+    sets: Mapping[str, Mapping[str, float]] | None = None,
+) -> None:
     from rich.table import Table
 
-    table = Table("method", *columns)
+    table = Table("method", *columns, *(next(iter(sets.values())) if sets else ()))
     for name, of_method in rows.items():
-        table.add_row(name, *(f"{sum(row[c] for row in of_method) / len(of_method):.4f}" for c in columns))
+        means = [sum(row[c] for row in of_method) / len(of_method) for c in columns]
+        table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name].values() if sets else ()))))
     tell.print(table)
     tell.print(
         f"n = {len(next(iter(rows.values())))} cases; {output / 'metrics.json'}, methods.csv, cases.png",

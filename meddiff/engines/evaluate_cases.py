@@ -29,6 +29,7 @@ from meddiff.metrics.calibration import (
     error_auroc,
     expected_calibration_error,
 )
+from meddiff.metrics.distances import sliced_wasserstein, spectrum_distance
 from meddiff.metrics.fidelity import mae, psnr, ssim
 from meddiff.metrics.overlap import dice_per_label
 from meddiff.metrics.surface import surface_per_label
@@ -165,6 +166,31 @@ def restored(
                 keep(level, case, clean, degraded, results)
             for name, result in results.items():
                 yield level, name, {"case": case.case, "patient": case.patient, **_image_metrics(result, clean, card)}
+
+
+class Sets:
+    """The images of all cases by method, to compare as sets: a sample may be far from the truth and look like it."""
+
+    def __init__(self) -> None:
+        self.clean: list[Tensor] = []
+        self.results: dict[str, list[Tensor]] = {}
+
+    def add(self, clean: Tensor, results: Mapping[str, Tensor]) -> None:
+        """One case."""
+        self.clean.append(clean)
+        for name, images in results.items():
+            self.results.setdefault(name, []).append(images[:, :1].clamp(*RANGE))
+
+    def distances(self) -> dict[str, dict[str, float]]:
+        """Of each method's images to the clean ones: sliced Wasserstein in model units, texture in dB."""
+        clean = torch.cat(self.clean)
+        return {
+            name: {
+                "sliced_wasserstein": sliced_wasserstein(torch.cat(images), clean),
+                "spectrum_db": spectrum_distance(torch.cat(images), clean),
+            }
+            for name, images in self.results.items()
+        }
 
 
 def _levels(config: Config) -> list[tuple[str, Restoration]]:

@@ -34,6 +34,31 @@ def _quantiles(values: Tensor, q: Tensor) -> Tensor:
     return ordered[(q * len(ordered)).long().clamp(max=len(ordered) - 1)]
 
 
+def spectrum_distance(a: Tensor, b: Tensor) -> float:  # (n, C, *spatial), (m, C, *spatial)
+    """How far the texture of two sets of images is apart, in dB: 0 is the same power at every scale.
+
+    The root mean square, over spatial frequencies up to Nyquist's, of the ratio of the sets' mean power spectra, averaged
+    over directions (radially) and in decibel. A blurred set has too little at high frequencies, a noisy one too much.
+    """
+    if a.shape[1:] != b.shape[1:]:
+        raise ConfigError(f"Two sets of images need one size; found {tuple(a.shape[1:])} and {tuple(b.shape[1:])}.")
+    one, other = (_radial_power(v.float().cpu()) for v in (a, b))
+    return float((10 * (one / other).log10()).square().mean().sqrt())
+
+
+def _radial_power(images: Tensor) -> Tensor:
+    """Mean power in rings of frequency, without the mean of the image; as many rings as half the shortest axis."""
+    axes = tuple(range(2, images.ndim))
+    power = torch.fft.fftn(images, dim=axes).abs().square().mean((0, 1))
+    grids = torch.meshgrid(*(torch.fft.fftfreq(n) for n in images.shape[2:]), indexing="ij")
+    radius = sum(g.square() for g in grids) ** 0.5  # cycles per voxel; 0.5 is Nyquist's
+    rings = min(images.shape[2:]) // 2
+    ring = (radius * 2 * rings).round().long()
+    inside = (ring >= 1) & (ring <= rings)
+    total = torch.zeros(rings).index_add_(0, ring[inside] - 1, power[inside])
+    return total / torch.bincount(ring[inside] - 1, minlength=rings) + torch.finfo(torch.float32).tiny
+
+
 def nearest(images: Tensor, among: Tensor) -> Tensor:
     """For each of `images` (n, C, *spatial), the index of the image in `among` with the smallest squared distance."""
     return torch.cdist(images.flatten(1).float(), among.flatten(1).float()).argmin(1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from meddiff.errors import ConfigError
-from meddiff.metrics.distances import nearest, sliced_wasserstein
+from meddiff.metrics.distances import nearest, sliced_wasserstein, spectrum_distance
 
 
 def images(n, seed=0, shift=0.0):
@@ -36,3 +36,20 @@ def test_images_of_two_sizes_are_refused():
 def test_nearest_finds_the_copy():
     a = images(20)
     assert nearest(a[[3, 17]] + 0.01, a).tolist() == [3, 17]
+
+
+@pytest.mark.parametrize("size", [(16, 16), (8, 12, 10)])
+def test_the_spectrum_of_a_scaled_set_is_twenty_decibel_of_its_factor_away(size):
+    images = torch.randn(6, 1, *size, generator=torch.Generator().manual_seed(0))
+    assert spectrum_distance(images, images) == 0
+    assert spectrum_distance(10 * images, images) == pytest.approx(20, abs=1e-3)
+    assert spectrum_distance(images, 10 * images) == pytest.approx(20, abs=1e-3)
+    assert spectrum_distance(images + 5, images) == pytest.approx(0, abs=1e-2)
+
+
+def test_a_blurred_set_is_further_away_than_another_draw_of_the_same_texture():
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(64, 1, 16, 16, generator=generator) for _ in range(2))
+    blurred = torch.nn.functional.avg_pool2d(two, 3, 1, 1)
+    assert spectrum_distance(one, two) < 0.5
+    assert spectrum_distance(one, blurred) > 5
