@@ -21,12 +21,12 @@ def nifti(path):
 def test_a_folder_of_nifti_and_dicom_gives_each_scan_once_and_lists_the_rest(tmp_path):
     nifti(tmp_path / "a.nii.gz")
     nifti(tmp_path / "deep" / "a.nii")
-    write_cohort(tmp_path / "series", 1, format="dicom", size=8)
+    write_cohort(tmp_path / "series", 1, format="dicom", size=16)
     (tmp_path / "notes.txt").write_text("nothing")
     scans, refused = find_scans([tmp_path])
     assert sorted(scan.name for scan in scans if not scan.series) == ["a", "a_2"]
     (series,) = (scan for scan in scans if scan.series)
-    assert len(series.paths) == 8
+    assert len(series.paths) == 16
     assert series.read("CT").unit == "HU"
     assert [one.path.name for one in refused if one.path.suffix == ".txt"] == ["notes.txt"]
 
