@@ -1,12 +1,15 @@
 """`meddiff restore`: clean scans from a trained run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
 from meddiff.cli.over import each, with_options
+
+if TYPE_CHECKING:
+    from meddiff.data.inputs import Scan
 
 
 def command(
@@ -63,7 +66,7 @@ def command(
     scans, refused = find_scans(inputs, split)
     with progress(quiet) as bar:
 
-        def one(scan) -> None:  # type: ignore[no-untyped-def]
+        def one(scan: "Scan") -> None:
             volume = scan.read(card.space.modality)
             result = restore(model, config, card, volume, scan.name, seed, estimate=estimate, sigma=level)
             write_restored(output, scan, result, card, config, seed, estimate, format)

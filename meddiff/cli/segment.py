@@ -1,12 +1,15 @@
 """`meddiff segment`: label maps of scans from a trained run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
 from meddiff.cli.over import each, with_options
+
+if TYPE_CHECKING:
+    from meddiff.data.inputs import Scan
 
 
 def command(
@@ -55,7 +58,7 @@ def command(
     scans, refused = find_scans(inputs, split)
     with progress(quiet) as bar:
 
-        def one(scan) -> None:  # type: ignore[no-untyped-def]
+        def one(scan: "Scan") -> None:
             volume = scan.read(card.space.modality)
             result = segment(model, config, card, volume, scan.name, seed, tolerance=tolerance)
             write_segmented(output, scan, result, volume, card, config, seed, format)
