@@ -118,7 +118,21 @@ def test_bad_input_is_one_clear_message_and_changes_nothing(tmp_path, capsys, mo
 
 
 @pytest.mark.parametrize(
-    "name", ["", "demo", "phantom", "scan", "deidentify", "prepare", "train", "sample", "evaluate", "info"]
+    "name",
+    [
+        "",
+        "demo",
+        "phantom",
+        "scan",
+        "deidentify",
+        "prepare",
+        "train",
+        "sample",
+        "segment",
+        "restore",
+        "evaluate",
+        "info",
+    ],
 )
 def test_help_teaches_with_an_example(capsys, name):
     with pytest.raises(SystemExit) as e:
@@ -134,7 +148,7 @@ def test_a_user_sees_no_more_than_errors_when_quiet(tmp_path, capsys):
     assert (code, said.strip()) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["train.py", "synthesize.py", "evaluate.py"])
+@pytest.mark.parametrize("script", ["train.py", "synthesize.py", "evaluate.py", "segment.py", "denoise.py"])
 def test_scripts_take_the_arguments_of_the_command(script):
     done = subprocess.run(
         [sys.executable, SCRIPTS / script, "--help"],
