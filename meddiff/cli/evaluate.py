@@ -9,6 +9,8 @@ import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
 
+WIDTH = 140  # characters of a table, also where no terminal says how wide it is
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -188,11 +190,12 @@ def _tell(
 ) -> None:
     from rich.table import Table
 
-    table = Table("method", *columns, *(next(iter(sets.values())) if sets else ()))
+    short = [column.removeprefix("dice/").replace("_", " ") for column in columns]
+    table = Table("method", *short, *(next(iter(sets.values())) if sets else ()))
     for name, of_method in rows.items():
         means = [sum(row[c] for row in of_method) / len(of_method) for c in columns]
         table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name].values() if sets else ()))))
-    tell.print(table)
+    tell.print(table, width=max(tell.width, WIDTH))
     tell.print(
         f"n = {len(next(iter(rows.values())))} cases; {output / 'metrics.json'}, methods.csv, cases.png",
         highlight=False,
