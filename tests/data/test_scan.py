@@ -258,6 +258,18 @@ def test_bids_gives_each_segmentation_to_its_own_image(tmp_path):
     assert next(case.labels for case in cases if case.label) == {"background": 0, "label_1": 1, "label_2": 2}
 
 
+def test_bids_names_labels_by_the_nearest_look_up_table(tmp_path):
+    for n, sub in enumerate(("sub-01", "sub-02")):
+        image(tmp_path / sub / "anat" / f"{sub}_T1w.nii.gz", n)
+        label(tmp_path / sub / "anat" / f"{sub}_dseg.nii.gz", values=(0, 2))
+    (tmp_path / "dseg.tsv").write_text("index\tname\n1\tcsf\n2\tgrey matter\n")
+    cases, _ = scan([tmp_path], key=KEY, root=tmp_path)
+    assert [case.labels for case in cases] == [{"csf": 1, "grey matter": 2}] * 2
+    (tmp_path / "dseg.tsv").write_bytes(b"index\tname\n\xff\t\xfe\n")
+    cases, _ = scan([tmp_path], key=KEY, root=tmp_path)
+    assert cases[0].labels == {"background": 0, "label_2": 2}
+
+
 def test_pairs_put_the_modalities_of_one_name_under_one_patient(tmp_path):
     for n, patient in enumerate(("p1", "p2")):
         image(tmp_path / f"{patient}_T1.nii.gz", n)

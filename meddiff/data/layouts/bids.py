@@ -1,5 +1,9 @@
-"""BIDS: sub-*/[ses-*/]anat/*_T1w.nii.gz and other anatomical images; *_dseg.nii.gz there or below derivatives/."""
+"""BIDS: sub-*/[ses-*/]anat/*_T1w.nii.gz and other anatomical images; *_dseg.nii.gz there or below derivatives/.
 
+Names of labels come from the nearest dseg.tsv (columns `index` and `name`) in a folder above the segmentation.
+"""
+
+import csv
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,9 +45,9 @@ def find(root: Path, files: Sequence[Path]) -> tuple[list[Found], list[Refusal]]
         label = fitting[0] if fitting else None
         if label:
             labels.remove(label)
-        found.append(
-            Found("bids", f"{root.name}/sub-{entities['sub']}", (Channel(suffix, (path,)),), label and label[0])
-        )
+        names = _names(label[0], root) if label else None
+        person = f"{root.name}/sub-{entities['sub']}"
+        found.append(Found("bids", person, (Channel(suffix, (path,)),), label and label[0], labels=names))
     done = [path for case in found for path in case.paths]
     return found, refuse_rest(
         files,
@@ -51,6 +55,20 @@ def find(root: Path, files: Sequence[Path]) -> tuple[list[Found], list[Refusal]]
         "raw images sub-*/[ses-*/]anat/*_T1w.nii.gz (T2w, FLAIR, ...) and one "
         "*_dseg.nii.gz for each, on the grid of its image",
     )
+
+
+def _names(label: Path, root: Path) -> dict[str, int] | None:
+    """Names and numbers of the nearest dseg.tsv between the segmentation and the root; None where there is none."""
+    for folder in label.parents:
+        table = folder / "dseg.tsv"
+        if table.is_file():
+            with table.open(newline="", encoding="utf-8", errors="replace") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
+            named = [row for row in rows if row.get("name") and (row.get("index") or "").isdecimal()]
+            return {row["name"]: int(row["index"]) for row in named} or None
+        if folder == root:
+            break
+    return None
 
 
 def _depth(path: Path) -> int:
