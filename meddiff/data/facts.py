@@ -15,9 +15,7 @@ from meddiff.imaging.dicom_label import read_label
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import nifti_geometry, read_nifti
 
-Role = (
-    Literal["plain", "image", "label"] | Geometry
-)  # plain: the digest is all; a grid: SEG or RTSTRUCT, a label map on it
+Role = Literal["plain", "image", "label"] | Geometry  # plain: the digest is all; a grid: a DICOM label map on it
 MOST_LABELS = 16  # an integer image with no more distinct values than this is taken for a label map
 LABEL_SHRINKS = 0.1  # gzip makes a label map at least ten times smaller, a scan two to four times
 ALWAYS_READ_BYTES = 1 << 20

@@ -1,6 +1,7 @@
 """Files to slices: one, or many side by side; what is found does not depend on how many processes look."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -85,13 +86,20 @@ def references(path: Path) -> References:
     header = read_header(path, whole=True)
     dataset, frame = header.dataset or Dataset(), header.text("FrameOfReferenceUID")
     try:
-        if header.sop_class == RTStructureSetStorage:
-            frame, named = _contoured(dataset)
-        else:
-            named = list(dataset.get("ReferencedSeriesSequence") or [])
-        series = frozenset(str(one.get("SeriesInstanceUID") or "") for one in named) - {""}
-    except (AttributeError, TypeError, ValueError) as e:  # an element of another kind than its tag has
-        raise RefusedError("damaged-header", f"What it refers to cannot be read ({e}); export it again.") from e
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's about odd values
+            if header.sop_class == RTStructureSetStorage:
+                frame, named = _contoured(dataset)
+            else:
+                named = list(dataset.get("ReferencedSeriesSequence") or [])
+            series = frozenset(str(one.get("SeriesInstanceUID") or "") for one in named) - {""}
+    except (RefusedError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:  # pydicom raises many kinds for damaged elements
+        why = " ".join(str(e).split())[:200]
+        raise RefusedError(
+            "damaged-header", f"What it refers to cannot be read ({type(e).__name__}: {why}); export it again."
+        ) from e
     return References(header.text("PatientID"), frame, series)
 
 

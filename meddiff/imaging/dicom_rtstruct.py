@@ -131,7 +131,9 @@ def _points(path: Path, roi: Roi, contour: Dataset) -> np.ndarray | None:
         raise DicomError(f"{path}: {roi}: a contour has a ContourOffsetVector, which is retired. Export it again.")
     raw = contour.get_item("ContourData")
     stored = raw.value if raw is not None else None
-    values = stored.split(b"\\") if stored and isinstance(stored, bytes) else stored or []  # a DSfloat each would take seconds
+    values = (
+        stored.split(b"\\") if stored and isinstance(stored, bytes) else stored or []
+    )  # a DSfloat each would take seconds
     mm = np.array([float(value) for value in values])
     count = contour.get("NumberOfContourPoints")
     if mm.size % 3 or (count is not None and int(count) != mm.size // 3):
