@@ -11,11 +11,11 @@ import numpy as np
 
 from meddiff.data.files import digest_file
 from meddiff.errors import MeddiffError
-from meddiff.imaging.dicom_seg_read import read_seg
+from meddiff.imaging.dicom_label import read_label
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import nifti_geometry, read_nifti
 
-Role = Literal["plain", "image", "label"] | Geometry  # plain: the digest is all; a grid: DICOM SEG, a label map on it
+Role = Literal["plain", "image", "label"] | Geometry  # plain: the digest is all; a grid: a DICOM label map on it
 MOST_LABELS = 16  # an integer image with no more distinct values than this is taken for a label map
 LABEL_SHRINKS = 0.1  # gzip makes a label map at least ten times smaller, a scan two to four times
 ALWAYS_READ_BYTES = 1 << 20
@@ -28,7 +28,7 @@ class Facts:
     sha256: str = ""
     geometry: Geometry | None = None
     values: frozenset[int] | None = None  # of a label map, or of an image that looks like one
-    names: Mapping[int, str] = field(default_factory=dict)  # of the labels in a DICOM SEG
+    names: Mapping[int, str] = field(default_factory=dict)  # of the labels in a DICOM file
     reason: str = ""
     error: str = ""
 
@@ -50,7 +50,7 @@ def _one(path: Path, role: Role) -> Facts:
         if role == "plain":
             return Facts(sha256)
         if isinstance(role, Geometry):
-            label, names = read_seg(path, role)
+            label, names = read_label(path, role)
             return Facts(sha256, label.geometry, _values(label.array), names)
         if role == "label":
             label = read_nifti(path, label=True, modality="SEG")

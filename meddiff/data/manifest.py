@@ -19,7 +19,7 @@ from meddiff.data.files import absolute, digest_file, digest_files, portable, wr
 from meddiff.data.medmnist import read_row
 from meddiff.errors import GeometryError, ManifestError
 from meddiff.imaging.dicom import read_series
-from meddiff.imaging.dicom_seg_read import read_seg
+from meddiff.imaging.dicom_label import read_label
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import read_nifti
 from meddiff.imaging.volume import Volume
@@ -220,7 +220,7 @@ def load_label(manifest: Manifest, case: Case) -> Volume:
     (path,) = manifest.resolve(case.label)
     _must_exist(case, path)
     if case.image[0].files is not None:
-        volume, _ = read_seg(path, case.geometry)
+        volume, _ = read_label(path, case.geometry)
     else:
         volume = read_nifti(path, label=True, modality="SEG")
     _must_fit(case, volume, path)

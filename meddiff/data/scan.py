@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from meddiff.data import layouts
@@ -41,6 +42,9 @@ def scan(
     checked: list[Found] = []
     seen: dict[str, Path] = {}
     for case in sorted(found, key=lambda case: [(image.paths[0], image.index or 0) for image in case.images]):
+        if case.label and case.images[0].series and facts[case.label].error:  # another object; the image is sound
+            refused.append(Refusal(case.label, facts[case.label].reason, facts[case.label].error))
+            case = replace(case, label=None)
         wrong = problem(case, facts) or duplicate(case, facts, seen)
         if wrong:
             refused += [Refusal(path, *wrong) for path in case.paths]

@@ -1,12 +1,14 @@
 """Files to slices: one, or many side by side; what is found does not depend on how many processes look."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     EnhancedPETImageStorage,
     RTStructureSetStorage,
@@ -26,7 +28,7 @@ OTHERS = {
     LABEL_MAP_STORAGE: ("segmentation", "It is a segmentation of images that are not here; scan it with its images."),
     RTStructureSetStorage: (
         "contours",
-        "It holds contours (RTSTRUCT), which become voxels in more than one way; convert it to DICOM SEG or NIfTI first.",
+        "It holds contours (RTSTRUCT) on images that are not here; scan it with its images.",
     ),
     EnhancedPETImageStorage: (
         "enhanced-pet", "Enhanced PET is not read, as its SUV cannot be computed; export it as single-frame images."
@@ -69,19 +71,57 @@ def read_slices(path: Path) -> list[Slice]:
 
 @dataclass(frozen=True)
 class References:
-    """What a segmentation says that it belongs to."""
+    """What a segmentation, in voxels or in contours, says that it belongs to."""
 
     patient_id: str
-    frame_uid: str
+    frame_uid: str  # of the frame of reference; empty where it names none
     series: frozenset[str]  # SeriesInstanceUIDs; empty where it names none
 
 
 def references(path: Path) -> References:
-    """Patient, frame of reference and series of a segmentation; RefusedError where its header is damaged."""
+    """Patient, frame of reference and series of a SEG or RTSTRUCT.
+
+    RefusedError where its header is damaged, or where its ROIs are in several frames of reference.
+    """
     header = read_header(path, whole=True)
-    named = (header.dataset.get("ReferencedSeriesSequence") if header.dataset else None) or []
-    series = frozenset(str(one.get("SeriesInstanceUID") or "") for one in named) - {""}
-    return References(header.text("PatientID"), header.text("FrameOfReferenceUID"), series)
+    dataset, frame = header.dataset or Dataset(), header.text("FrameOfReferenceUID")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pydicom's about odd values
+            if header.sop_class == RTStructureSetStorage:
+                frame, named = _contoured(dataset)
+            else:
+                named = list(dataset.get("ReferencedSeriesSequence") or [])
+            series = frozenset(str(one.get("SeriesInstanceUID") or "") for one in named) - {""}
+    except (RefusedError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as e:  # pydicom raises many kinds for damaged elements
+        why = " ".join(str(e).split())[:200]
+        raise RefusedError(
+            "damaged-header", f"What it refers to cannot be read ({type(e).__name__}: {why}); export it again."
+        ) from e
+    return References(header.text("PatientID"), frame, series)
+
+
+def _contoured(dataset: Dataset) -> tuple[str, list[Dataset]]:
+    """The one frame of reference that the ROIs are in, and the items that name its series (PS3.3 C.8.8.5)."""
+    items = dataset.get("ReferencedFrameOfReferenceSequence") or []
+    rois = dataset.get("StructureSetROISequence") or []
+    frames = {str(one.get("ReferencedFrameOfReferenceUID") or "") for one in rois} - {""}
+    frames = frames or {str(one.get("FrameOfReferenceUID") or "") for one in items} - {""}
+    if len(frames) > 1:
+        raise RefusedError(
+            "label-ambiguous", f"Its ROIs are in {len(frames)} frames of reference; export one structure set for each."
+        )
+    frame = "".join(frames)
+    named = [
+        series
+        for item in items
+        if str(item.get("FrameOfReferenceUID") or "") == frame
+        for study in item.get("RTReferencedStudySequence") or []
+        for series in study.get("RTReferencedSeriesSequence") or []
+    ]
+    return frame, named
 
 
 def read_all(

@@ -40,6 +40,7 @@ KEYWORDS = (
 )  # fmt: skip
 SEQUENCES = (  # what makes a file one for pydicom where it is needed
     "RadiopharmaceuticalInformationSequence", "ReferencedSeriesSequence",
+    "ReferencedFrameOfReferenceSequence", "StructureSetROISequence",
     "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
 TAGS = {int(tag_for_keyword(keyword) or 0): keyword for keyword in KEYWORDS}

@@ -10,6 +10,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from rtstruct import box, contour, placed, write_rtstruct
 
 from meddiff.data.manifest import Manifest, load_image, load_label
 from meddiff.data.scan import scan, write_scan
@@ -70,6 +71,58 @@ def test_a_segmentation_without_its_image_and_two_of_one_image_are_no_labels(tmp
     assert case.label is None
     found = {one.path: one.reason for one in refused}
     assert found == {"alone.dcm": "label-without-image", "one.dcm": "label-ambiguous", "two.dcm": "label-ambiguous"}
+
+
+def drawn(volume):
+    """The contours of `lesion`."""
+    return {
+        1: ("liver", [contour(placed(volume.geometry, box((1, 2), (3, 3)), k)) for k in range(1, 4)]),
+        3: ("tumour", [contour(placed(volume.geometry, box((0, 0), (0, 0)), 2))]),
+    }
+
+
+@pytest.mark.parametrize("series", [None, ""])  # named, or known by its frame of reference only
+def test_contours_are_the_label_map_of_their_image(tmp_path, series):
+    volume, files = ct(tmp_path / "in" / "a")
+    ct(tmp_path / "in" / "b", "PLANTED-2", 1)
+    write_rtstruct(tmp_path / "in" / "rt.dcm", files[0], drawn(volume), series=series)
+    cases, refused = scan([tmp_path / "in"], key=KEY)
+    assert refused == []
+    manifest = written(tmp_path, cases, refused)
+    (case,) = [case for case in manifest.cases if case.label]
+    manifest.verify(case)
+    np.testing.assert_array_equal(load_label(manifest, case).array, lesion(volume).array)
+    np.testing.assert_array_equal(load_image(manifest, case).array, volume.array)
+    assert case.labels == {"background": 0, "liver": 1, "tumour": 3}
+
+
+def test_contours_in_another_frame_of_reference_and_contours_beside_a_segmentation_are_no_labels(tmp_path):
+    volume, files = ct(tmp_path / "in" / "a")
+    write_rtstruct(tmp_path / "in" / "other.dcm", files[0], drawn(volume), frame="1.2.3")
+    (case,), refused = scan([tmp_path / "in"], key=KEY, root=tmp_path / "in")
+    assert case.label is None
+    assert {one.path: one.reason for one in refused} == {"other.dcm": "label-without-image"}
+    write_seg(tmp_path / "in" / "seg.dcm", lesion(volume), {1: "liver", 3: "tumour"}, files)
+    write_rtstruct(tmp_path / "in" / "rt.dcm", files[0], drawn(volume))
+    (case,), refused = scan([tmp_path / "in"], key=KEY, root=tmp_path / "in")
+    assert case.label is None
+    found = {one.path: one.reason for one in refused}
+    assert found == {"other.dcm": "label-without-image", "rt.dcm": "label-ambiguous", "seg.dcm": "label-ambiguous"}
+
+
+def test_contours_that_cannot_be_filled_and_references_that_cannot_be_read_are_refused_with_the_reason(tmp_path):
+    volume, files = ct(tmp_path / "in" / "a")
+    rois = drawn(volume) | {4: ("body", [contour(placed(volume.geometry, box((0, 0), (5, 4)), 2))])}
+    write_rtstruct(tmp_path / "in" / "rt.dcm", files[0], rois)
+    (case,), (one,) = scan([tmp_path / "in"], key=KEY, root=tmp_path / "in")
+    assert (case.label, one.path, one.reason) == (None, "rt.dcm", "label-unreadable")
+    assert "ROI 1 (liver) and ROI 4 (body) share 6 voxels" in one.detail
+    ds = pydicom.dcmread(tmp_path / "in" / "rt.dcm")
+    ds.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
+    ds.save_as(tmp_path / "in" / "rt.dcm")
+    (case,), refused = scan([tmp_path / "in"], key=KEY, root=tmp_path / "in")
+    assert case.label is None
+    assert [(one.path, one.reason) for one in refused] == [("rt.dcm", "label-ambiguous")]
 
 
 def test_a_repair_is_recorded_and_made_again_when_the_case_is_loaded(tmp_path):

@@ -1,4 +1,4 @@
-"""DICOM: series found by their headers, wherever the files lie and whatever they are called; SEG as their label maps."""
+"""DICOM: series found by their headers, wherever the files lie and whatever they are called; SEG and RTSTRUCT as label maps."""
 
 import logging
 from collections import defaultdict
@@ -10,7 +10,10 @@ from meddiff.data.layouts.found import Channel, Found, Reading, refuse
 from meddiff.errors import DicomError
 from meddiff.imaging.dicom import Refusal, Series, find_series
 from meddiff.imaging.dicom_dir import is_directory, read_directory
-from meddiff.imaging.dicom_file import references
+from meddiff.imaging.dicom_file import References, references
+from meddiff.imaging.dicom_header import RefusedError
+
+LABELS = ("segmentation", "contours")  # why files that may be label maps are in no series
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +58,16 @@ def find(root: Path, files: Sequence[Path], reading: Reading | None = None) -> t
 
 
 def _labels(series: Sequence[Series], refused: Sequence[Refusal]) -> tuple[dict[int, Path], list[Refusal]]:
-    """The segmentation of each series that has exactly one, by the number of the series; the other refusals."""
-    left = [one for one in refused if one.reason != "segmentation"]
+    """The SEG or RTSTRUCT of each series that has exactly one, by the number of the series; the other refusals."""
+    left = [one for one in refused if one.reason not in LABELS]
     fitting: dict[int, list[Path]] = defaultdict(list)
-    for path in (one.path for one in refused if one.reason == "segmentation"):
-        own = references(path)
-        at = [
-            k
-            for k, one in enumerate(series)
-            if one.patient_id == own.patient_id
-            and (one.uid in own.series if own.series else one.frame_uid and one.frame_uid == own.frame_uid)
-        ]
+    for path in (one.path for one in refused if one.reason in LABELS):
+        try:
+            own = references(path)
+        except RefusedError as why:
+            left += refuse([path], why.reason, why.detail)
+            continue
+        at = [k for k, one in enumerate(series) if _fits(one, own)]
         if len(at) == 1:
             fitting[at[0]].append(path)
         else:
@@ -85,6 +87,16 @@ def _labels(series: Sequence[Series], refused: Sequence[Refusal]) -> tuple[dict[
         else:
             labels[k] = paths[0]
     return labels, sorted(left, key=lambda one: one.path)
+
+
+def _fits(one: Series, own: References) -> bool:
+    """Whether a segmentation is of this series: by name, and in no other frame of reference (PS3.3 C.7.4.1)."""
+    if one.patient_id != own.patient_id:
+        return False
+    known = bool(one.frame_uid and own.frame_uid)
+    if known and one.frame_uid != own.frame_uid:
+        return False
+    return one.uid in own.series if own.series else known
 
 
 def _directory(refusal: Refusal) -> Refusal:
