@@ -119,9 +119,9 @@ def _conditional(
         with autocast(device, sample.precision):
             return model.first(x, sigma, cond)
 
-    def second(z: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+    def second(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
         with autocast(device, sample.precision):
-            return model(z, sigma, cond)
+            return model(x, sigma, cond)
 
     known = y[:, model.channels :] if y.shape[1] > model.channels else None
     y = y[:, : model.channels]
