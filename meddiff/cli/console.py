@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 
 class Tell(Console):
@@ -18,7 +19,22 @@ class Tell(Console):
     escape = staticmethod(escape)
 
 
+class Once(logging.Filter):
+    """Lets a message through the first time only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        new = message not in self.said
+        self.said.add(message)
+        return new
+
+
 tell = Tell(stderr=True)
+WIDTH = 140  # characters of a table, where no terminal says how wide it is
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
@@ -26,12 +42,19 @@ def begin(quiet: bool) -> None:
     """Send our log to stderr; with `quiet`, errors only."""
     handler = RichHandler(console=tell, show_time=False, show_path=False, show_level=True, markup=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(Once())
     logger = logging.getLogger("meddiff")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.ERROR if quiet else logging.INFO)
     tell.quiet = quiet
     for noisy in ("ignite", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def show(table: Table) -> None:
+    """A table on stderr, wide enough to read."""
+    wide = None if tell.is_terminal else WIDTH
+    Console(stderr=True, width=wide, quiet=tell.quiet).print(table)
 
 
 @contextmanager

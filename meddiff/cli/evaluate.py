@@ -7,9 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meddiff.cli.console import Quiet, begin, progress, tell
-
-WIDTH = 140  # characters of a table, also where no terminal says how wide it is
+from meddiff.cli.console import Quiet, begin, progress, show, tell
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,11 +189,11 @@ def _tell(
     from rich.table import Table
 
     short = [column.removeprefix("dice/").replace("_", " ") for column in columns]
-    table = Table("method", *short, *(next(iter(sets.values())) if sets else ()))
+    table = Table("method", *short, *(name.replace("_", " ") for name in (next(iter(sets.values())) if sets else ())))
     for name, of_method in rows.items():
         means = [sum(row[c] for row in of_method) / len(of_method) for c in columns]
         table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name].values() if sets else ()))))
-    tell.print(table, width=max(tell.width, WIDTH))
+    show(table)
     tell.print(
         f"n = {len(next(iter(rows.values())))} cases; {output / 'metrics.json'}, methods.csv, cases.png",
         highlight=False,
