@@ -57,14 +57,6 @@ def test_an_answered_condition_gives_the_same_and_asks_the_first_network_once():
     assert model.network.answered(given) is given
 
 
-def test_the_first_answer_is_not_trained_by_the_samples():
-    network = AnsweredLabels(nn.Conv2d(1, 3, 1), Linear(3), 1)
-    network.first.forward = lambda x, c_noise, cond: nn.functional.conv2d(x, network.first.weight, network.first.bias)
-    given = network.answered(Condition(images(1, 1, 4, 4))).map_image(torch.Tensor.detach)
-    Posterior(network, 3).logits(images(1, 3, 4, 4), torch.tensor(1.0), given).sum()
-    assert not given.image.requires_grad
-
-
 def test_a_segmentation_without_an_image_is_refused():
     model = Posterior(AnsweredLabels(Linear(3), None, 1), 3)
     with pytest.raises(ConfigError, match=r"needs cond\.image"):
