@@ -20,6 +20,7 @@ from meddiff.engines.fit import prepare
 from meddiff.engines.restore import estimates
 from meddiff.engines.run import Run
 from meddiff.engines.segment import Segmented, segment
+from meddiff.engines.volumes import Seen
 from meddiff.errors import ManifestError, RunError
 from meddiff.imaging.volume import Volume
 from meddiff.metrics import classical
@@ -118,7 +119,8 @@ def _label_metrics(
     names = {name: k for k, name in enumerate(result.names, 1)}
     predicted, reference = result.probability.argmax(0), channels.array.astype(np.int64)
     overlap = dice_per_label(predicted, reference, names)
-    body = volume.array * one.card.space.scale + one.card.space.offset > BACKGROUND
+    seen = Seen(volume, one.config, one.card)  # its own scale: percentiles differ from scan to scan
+    body = volume.array * seen.scale + seen.offset > BACKGROUND
     body |= (reference > 0) | (predicted > 0)
     there = placing(one.config.data, label=True)({"image": to_meta(channels)})["image"].numpy()[0].astype(np.int64)
     return {

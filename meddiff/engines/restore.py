@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from meddiff.config import Config
-from meddiff.degradation_config import Gaussian, Rician
+from meddiff.degradation_config import Gaussian, Mask, Rician
 from meddiff.diffusion.answered import Restored
 from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
 from meddiff.diffusion.inverse import denoise_at, given_noisy
@@ -55,6 +55,11 @@ def restore(
 
     ImageError where the scan is not for this model, or no noise level can be told from it.
     """
+    if isinstance(config.data.degradation, Mask):
+        raise ConfigError(
+            "This run fills in masked regions, and a scan does not say which of its voxels were not measured. "
+            "Use meddiff evaluate, or engines.restore.estimates with the mask beside the image."
+        )
     seen = Seen(volume, config, card)
     level, told = _level(config, volume, seen, sigma)
     samples = 0 if config.diffusion.process == "direct" or config.sample.steps == 1 else config.sample.samples

@@ -58,7 +58,11 @@ def test_every_degradation_trains_and_restores(tmp_path, kind, dims, process, no
     run = fit(settings(tmp_path / "cache", kind, dims, process, steps=2), tmp_path / "run")
     model, card = run.load_model(CPU)
     if kind == "mask":
-        return  # what was not measured is no part of a scan: it is evaluated, not restored
+        with pytest.raises(ConfigError, match="does not say which of its voxels were not measured"):
+            restore(model, run.config(), card, noisy[1], "a", 0)
+        call = ["evaluate", str(run.folder), "-o", str(tmp_path / "e"), "--limit", "1"]
+        assert CliRunner().invoke(app, call).exit_code == 0
+        return
     result = restore(model, run.config(), card, noisy[1], "a", 0)
     assert result.image.array.shape == noisy[1].array.shape
     assert (result.std is None) == (process == "direct")
