@@ -79,6 +79,15 @@ class Images(Dataset):
 
         The seed places a random patch.
         """
+        arrays = self._arrays(index)
+        start = self._start(arrays["image"], seed)
+        return {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
+
+    def start(self, index: int, seed: int) -> list[int]:
+        """The voxel of the preprocessed volume (3D) or slice (2D) where `image(index, seed)` begins."""
+        return self._start(self._arrays(index)["image"], seed)
+
+    def _arrays(self, index: int) -> dict[str, np.ndarray]:
         item = self.items[index]
         case = self.cases[item.case]
         arrays = {"image": self.store.array(case)}
@@ -86,18 +95,18 @@ class Images(Dataset):
             arrays["label"] = self.store.label(case)
         if item.slice is not None:
             arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
-        if self.random_crop:
-            start = self._start(arrays["image"], seed)
-        else:
-            start = [(n - s) // 2 for n, s in zip(arrays["image"].shape, self.data.size, strict=True)]
-        return {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
+        return arrays
 
     def _start(self, array: np.ndarray, seed: int) -> list[int]:
-        """Where a random patch begins, drawn again while it holds too little foreground."""
+        """The centre, or a random place, drawn again while it holds too little foreground."""
+        room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
+        if not self.random_crop:
+            return [r // 2 for r in room]
         rng = np.random.default_rng(derive(seed, "crop"))
         for _ in range(REDRAWS):
-            room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
             start = [int(rng.integers(0, r + 1)) if r > 0 else r // 2 for r in room]
+            if not self.data.min_foreground:
+                break
             patch = cut(array, self.data.size, start, OUTSIDE["image"])
             if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
                 break
@@ -106,11 +115,14 @@ class Images(Dataset):
 
 def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: float) -> Tensor:
     """`size` voxels from `start`, (1, *size) float32; what lies outside of the array is `outside`."""
-    inside = tuple(slice(max(a, 0), a + s) for a, s in zip(start, size, strict=True))
-    patch = np.asarray(array[inside], dtype=np.float32)
+    inside = tuple(slice(max(a, 0), max(a + s, 0)) for a, s in zip(start, size, strict=True))
+    found = array[inside]
+    patch = np.empty(tuple(size), np.float32)
+    if found.shape != patch.shape:
+        patch.fill(outside)
     before = [max(-a, 0) for a in start]
-    pad = [(b, s - b - n) for b, s, n in zip(before, size, patch.shape, strict=True)]
-    return torch.from_numpy(np.ascontiguousarray(np.pad(patch, pad, constant_values=outside)))[None]
+    patch[tuple(slice(b, b + n) for b, n in zip(before, found.shape, strict=True))] = found
+    return torch.from_numpy(patch)[None]
 
 
 class Steps(Sampler[list[Draw]]):
