@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from meddiff.baseline_config import BASELINE_KINDS, Baseline
 from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
 from meddiff.errors import ConfigError
 from meddiff.settings import Settings
@@ -158,6 +159,7 @@ class TrainConfig(Settings):
     lr: float = Field(3e-4, gt=0)
     reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
     warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # of AdamW
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)  # of the gradient's norm
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the weights' moving average, per optimiser step
@@ -198,6 +200,7 @@ class EvaluateConfig(Settings):
 
     n: int = Field(256, ge=2)  # samples, and at most that many real images
     projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
+    encoder_steps: int = Field(300, ge=1)  # training of the encoder whose features are compared
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.2)  # noise of restoration, shares of the range
 
 
@@ -208,6 +211,7 @@ class Config(Settings):
     data: DataConfig
     network: NetworkConfig
     diffusion: DiffusionConfig = DiffusionConfig()
+    baseline: Baseline | None = Field(None, discriminator="kind")  # synthesis without diffusion, to compare with
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -235,6 +239,7 @@ class Config(Settings):
                 "restoration needs data.degradation, and no other task has one; "
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
+        self._check_baseline()
         if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian"):
             raise ValueError("train.reference is for synthesis with Gaussian noise; set it to 0")
         least = 3 if self.task == "synthesis" else 1
@@ -245,6 +250,34 @@ class Config(Settings):
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
+
+    def _check_baseline(self) -> None:
+        if self.baseline is None:
+            return
+        network = self.network
+        useless = [
+            name
+            for name, given in (
+                ("network.attention", any(network.attention or ())),
+                ("network.dropout", network.dropout),
+                ("network.checkpointing", network.checkpointing),
+                ("network.sampling_channels", network.sampling_channels),
+                ("diffusion", self.diffusion != DiffusionConfig()),
+                ("train.reference", self.train.reference),
+            )
+            if given
+        ]
+        if self.task != "synthesis" or useless:
+            raise ValueError(
+                f"baseline: {self.baseline.kind} is for synthesis and has no {', '.join(useless) or self.task}; remove what it "
+                "cannot use"
+            )
+        multiple = network.patch * 2 ** (len(network.channels) - 1)
+        if any(n % multiple for n in self.data.size):
+            raise ValueError(
+                f"data.size = {list(self.data.size)} does not divide by {multiple}, which {len(network.channels)} levels of a "
+                "baseline need"
+            )
 
     def dump(self) -> str:
         """The config as YAML, every default written out."""
@@ -298,7 +331,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     """One line of a validation error: which key, what was found, what was expected, and the nearest known key."""
     # a discriminated union puts the chosen kind into the path; it is not a key of the file
-    kinds = {"window", "percentile", "lognormal", "uniform_t", "logit_normal", *DEGRADATION_KINDS}
+    kinds = {
+        *("window", "percentile", "lognormal", "uniform_t", "logit_normal"),
+        *BASELINE_KINDS,
+        *DEGRADATION_KINDS,
+    }
     location = [part for part in error["loc"] if part not in kinds]
     key = ".".join(str(part) for part in location) or "the config"
     if error["type"] == "extra_forbidden":

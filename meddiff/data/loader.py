@@ -144,9 +144,14 @@ def training_loader(images: Images, batch: int, start: int, stop: int, seed: int
     )
 
 
+def evenly(images: Images, most: int) -> list[int]:
+    """The numbers of at most `most` items, spread evenly over all of them."""
+    return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+
+
 def fixed(images: Images, most: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+    chosen = evenly(images, most)
     items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
@@ -154,5 +159,5 @@ def fixed(images: Images, most: int) -> dict[str, Tensor]:
 
 def augmented(images: Images, most: int, seed: int) -> Tensor:
     """At most `most` images spread evenly over the items, as training sees them, (n, 1, *size)."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
-    return torch.stack([torch.as_tensor(images[Draw(i, derive(seed, "reference", i))]["image"]) for i in chosen])
+    draws = [Draw(i, derive(seed, "reference", i)) for i in evenly(images, most)]
+    return torch.stack([torch.as_tensor(images[draw]["image"]) for draw in draws])

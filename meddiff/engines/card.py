@@ -9,6 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
+from meddiff.baseline_config import Baseline, VAEConfig
+from meddiff.baselines.gan import GAN
+from meddiff.baselines.task import BaselineSynthesis
+from meddiff.baselines.vae import VAE
 from meddiff.config import Config, NetworkConfig
 from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
@@ -58,6 +62,8 @@ def versions() -> dict[str, str]:
 
 def build_task(config: Config, reference: Tensor | None = None) -> Task:
     """The task of a config; `reference` are the images of `train.reference`."""
+    if config.baseline is not None:
+        return BaselineSynthesis()
     if config.task == "synthesis":
         return Synthesis(config.diffusion.noise, reference)
     if config.task == "segmentation":
@@ -67,11 +73,19 @@ def build_task(config: Config, reference: Tensor | None = None) -> Task:
 
 def build_model(config: Config, sigma_data: float, labels: Sequence[str]) -> nn.Module:
     """The untrained model of a config: what `engines` train and sample."""
+    if config.baseline is not None:
+        return _baseline(config.baseline, config)
     if config.task == "synthesis":
         return Preconditioned(_unet(config, 1, 1), config.diffusion.parameterization, sigma_data)
     if config.task == "segmentation":
         return _segmenter(config, len(labels) + 1)
     return _restorer(config, sigma_data)
+
+
+def _baseline(settings: Baseline, config: Config) -> nn.Module:
+    if isinstance(settings, VAEConfig):
+        return VAE(settings, config.network, config.data.size)
+    return GAN(settings, config.network, config.data.size)
 
 
 def _unet(config: Config, inputs: int, outputs: int, *, second: bool = False, **settings: Any) -> UNet:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from meddiff.baselines.gan import GAN
+from meddiff.baselines.vae import VAE
 from meddiff.config import Config, SampleConfig
 from meddiff.data.files import digest_file
 from meddiff.data.manifest import Case, Manifest, Source
@@ -45,6 +47,13 @@ def draw_samples(
     size = tuple(size or config.data.size)
     channels = _synthesis(config).channels
     device = next(model.parameters()).device
+    if isinstance(model, VAE | GAN):
+        if size != tuple(config.data.size):
+            raise RunError(
+                f"A {type(model).__name__} draws {list(config.data.size)} voxels, no other size; asked for {size}."
+            )
+        yield from _draw_from(model, names, seed, sample.batch)
+        return
     denoise: Denoiser = model
     if any(n > p for n, p in zip(size, config.data.size, strict=True)):
         patch = config.data.size
@@ -71,6 +80,14 @@ def draw_samples(
         yield from sampler(bounded, x, sigmas, generators=way, on_step=on_step).cpu()
 
 
+def _draw_from(model: VAE | GAN, names: Sequence[str], seed: int, batch: int) -> Iterator[Tensor]:
+    """One sample of a baseline for each name."""
+    for first in range(0, len(names), batch):
+        generators = [generator(seed, "start", name) for name in names[first : first + batch]]
+        with torch.no_grad():
+            yield from model.sample(generators).cpu()
+
+
 def sample_set(
     model: nn.Module,
     card: Card,
@@ -90,7 +107,7 @@ def sample_set(
         "step": card.step,
         "seed": seed,
         "sample": config.sample.model_dump(mode="json", exclude={"batch"}),
-        "evaluations": _evaluations(config.sample),
+        "evaluations": _evaluations(config),
         "versions": versions(),
     }
     _refuse_other_set(folder, settings)
@@ -131,7 +148,10 @@ def write_image(stem: Path, volume: Volume) -> Path:
     return path
 
 
-def _evaluations(sample: SampleConfig) -> int:
+def _evaluations(config: Config) -> int:
+    sample = config.sample
+    if config.baseline is not None:
+        return 1
     n = grid_steps(sample.sampler, sample.steps - 1)
     return 1 + (2 * n - 1 if sample.sampler == "heun" else n)
 

@@ -25,7 +25,7 @@ STAGES = 8  # columns of the pictures of the process
 
 
 def previews(session: Session) -> None:
-    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for synthesis also the two processes.
+    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for diffusion of images also the two processes.
 
     Synthesis shows samples. Segmentation and restoration show what they do with a few held-out images, or training images
     where no split was held out.
@@ -33,10 +33,12 @@ def previews(session: Session) -> None:
     if session.config.task != "synthesis":
         _attach(session, _given(session))
         return
+    _attach(session, lambda path: save_preview(session, path))
+    if session.config.baseline is not None:
+        return
     session.engine.add_event_handler(
         Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
     )
-    _attach(session, lambda path: save_preview(session, path))
     session.engine.add_event_handler(
         Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
     )

@@ -1,0 +1,33 @@
+"""A small network from an image to a vector of features, in 2D and 3D."""
+
+from torch import Tensor, nn
+
+from meddiff.errors import NetworkError
+from meddiff.networks.blocks import EPS, convolution
+
+CHANNELS = (16, 32, 64, 64)  # each level halves the size
+GROUPS = 8
+
+
+class Encoder(nn.Module):
+    """Strided convolutions, then the mean over what is left of space: (B, 1, *spatial) -> (B, 64).
+
+    The projection, (B, 64) -> (B, 32), is for training only: contrastive losses throw away in their last layer what their
+    task does not need (Chen et al. 2020, section 4.2).
+    """
+
+    def __init__(self, spatial_dims: int) -> None:
+        super().__init__()
+        if spatial_dims not in (2, 3):
+            raise NetworkError(f"An encoder is for 2 or 3 dimensions, found {spatial_dims}.")
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((1, *CHANNELS[:-1]), CHANNELS, strict=True):
+            # no norm on the image itself: how bright it is and how much contrast it has are features
+            norm = nn.GroupNorm(GROUPS, inputs, eps=EPS) if inputs > 1 else nn.Identity()
+            layers += [norm, convolution(spatial_dims, inputs, outputs, stride=2), nn.SiLU()]
+        self.layers = nn.Sequential(*layers)
+        self.project = nn.Sequential(nn.Linear(CHANNELS[-1], CHANNELS[-1]), nn.SiLU(), nn.Linear(CHANNELS[-1], 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The features, (B, 64)."""
+        return self.layers(x).flatten(2).mean(2)
