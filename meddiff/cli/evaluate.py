@@ -1,6 +1,5 @@
 """`meddiff evaluate`: how good a trained model is."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,64 +28,40 @@ def command(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many cases.")] = None,
+    synthetic: Annotated[
+        Path | None,
+        typer.Option(
+            help="The manifest of a synthetic set with label maps: intensities by tissue beside the real ones."
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on held-out data.
 
-    Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
-    comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
-    beside non-local means and wavelets. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every
-    method to methods.csv, and the worst, median and best case to cases.png.
+    Synthesis: kernel and Frechet distance, precision, recall, density and coverage in two spaces of features, sliced
+    Wasserstein distance and diversity, all beside as many training images: methods.csv, comparison.png. Segmentation: Dice,
+    surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE, beside non-local means and wavelets.
+    Cases with their mean and 95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst,
+    median and best case to cases.png.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
     begin(quiet)
+    from meddiff.cli.evaluate_synthesis import synthesis
     from meddiff.engines.run import Run
+    from meddiff.errors import ConfigError
 
     opened = Run.open(run)
     others = [Run.open(one) for one in baseline or ()]
-    work = {"synthesis": _synthesis, "segmentation": _segmentation, "restoration": _restoration}
+    if opened.config().task == "synthesis":
+        if limit:
+            raise ConfigError("--limit is for segmentation and restoration; of synthesis, evaluate.n says how many.")
+        synthesis(opened, others, output, split, seed, device, synthetic)
+        return
+    if synthetic:
+        raise ConfigError(f"--synthetic is for runs of synthesis; this run is of {opened.config().task}.")
+    work = {"segmentation": _segmentation, "restoration": _restoration}
     work[opened.config().task](opened, others, output, split, seed, device, limit, quiet)
-
-
-def _synthesis(
-    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
-) -> None:
-    from meddiff.engines.checkpoint import write_atomic
-    from meddiff.engines.evaluate import compare
-    from meddiff.engines.trainer import choose_device
-    from meddiff.errors import ConfigError
-    from meddiff.report.figures import save_panels
-
-    if others or limit:
-        raise ConfigError("--baseline and --limit are for segmentation and restoration; this run is of synthesis.")
-    config, manifest = opened.config(), opened.manifest()
-    model, card = opened.load_model(choose_device(device))
-    with tell.status("Sampling and measuring"):
-        result = compare(model, config, manifest, split, seed)
-    output.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "split": split,
-        "seed": seed,
-        "weights": card.weights,
-        "step": card.step,
-        "sample": config.sample.model_dump(),
-    }
-    write_atomic(output / "metrics.json", json.dumps({**result.numbers, **facts}, indent=2).encode())
-    count = 32 if config.network.spatial_dims == 2 else 2
-    panels = [
-        ("Samples", result.samples),
-        (f"Held-out ({split})", result.held_out),
-        ("Nearest training", result.closest),
-    ]
-    columns = 4 if count == 32 else 1
-    every = max(1, len(result.samples) // count)
-    save_panels(output / "comparison.png", [(title, images[::every][:count]) for title, images in panels], columns)
-    tell.print(
-        f"n = {result.numbers['n']}: sliced Wasserstein {result.numbers['sliced_wasserstein']:.4f}, of the training images "
-        f"{result.numbers['sliced_wasserstein_train']:.4f}, ratio {result.numbers['ratio']:.3f}; {output / 'metrics.json'}",
-        highlight=False,
-    )
 
 
 def _segmentation(

@@ -5,6 +5,8 @@ tensorboard/
 """
 
 import hashlib
+import json
+import math
 from pathlib import Path
 
 import torch
@@ -91,3 +93,14 @@ class Run:
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
         return model.to(device).eval().requires_grad_(False), card
+
+    def training_seconds(self) -> float:
+        """How long the training took, all sessions of it together, from the rates in log.jsonl; NaN without a log."""
+        if not self.log_path.is_file():
+            return math.nan
+        seconds, last = 0.0, 0
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            seconds += max(0, record["step"] - last) / record["steps_per_s"]
+            last = record["step"]
+        return seconds

@@ -24,7 +24,10 @@ def ms_ssim_pairs(images: Tensor, seed: int = 0) -> Tensor:  # (n, 1, *spatial),
         )
     smallest = min(images.shape[2:])
     window = min(WINDOW, (smallest - 1) // 2 * 2 + 1)
-    scales = max(s for s in range(1, len(WEIGHTS) + 1) if s == 1 or smallest // (s - 1) ** 2 >= window)
+    room = [
+        smallest // max(2 ** (s - 1), (s - 1) ** 2) for s in range(1, len(WEIGHTS) + 1)
+    ]  # MONAI asks for the second
+    scales = sum(r >= window for r in room)
     weights = torch.tensor(WEIGHTS[:scales])
     order = torch.randperm(len(images), generator=generator(seed, "pairs"))
     bright = (images[order].float().cpu() + 1) / 2  # the luminance term is meant for values from 0 up
