@@ -8,7 +8,7 @@ from torch import Generator, Tensor, nn
 from meddiff.baseline_config import VAEConfig
 from meddiff.config import NetworkConfig
 from meddiff.diffusion.noise import draw
-from meddiff.networks.blocks import depth_to_space, space_to_depth
+from meddiff.networks.blocks import convolution, depth_to_space, space_to_depth
 
 LEAST_ERROR = 1e-6  # mean square, model units: below it a reconstruction is called perfect
 
@@ -23,7 +23,7 @@ class VAE(nn.Module):
         self.network = VarAutoEncoder(
             spatial_dims=self.dims,
             in_shape=(channels, *(n // network.patch for n in size)),
-            out_channels=channels,
+            out_channels=network.channels[0],  # MONAI ends on a norm, which would take the brightness out of an image
             latent_size=settings.latent,
             channels=network.channels,
             strides=(1, *[2] * (len(network.channels) - 1)),
@@ -31,6 +31,7 @@ class VAE(nn.Module):
             norm=("group", {"num_groups": network.norm_groups}),
             use_sigmoid=False,
         )
+        self.last = convolution(self.dims, network.channels[0], channels)
 
     def losses(self, x0: Tensor, generators: Sequence[Generator]) -> Tensor:
         """The negative evidence lower bound per voxel, up to a constant, (B,).
@@ -51,4 +52,5 @@ class VAE(nn.Module):
         return self._decode(draw("gaussian", (self.latent,), generators).to(device)).clamp(-1, 1)
 
     def _decode(self, z: Tensor) -> Tensor:
-        return depth_to_space(self.network.decode_forward(z, use_sigmoid=False).float(), self.patch, self.dims)
+        h = self.network.decode_forward(z, use_sigmoid=False)
+        return depth_to_space(self.last(h).float(), self.patch, self.dims)
