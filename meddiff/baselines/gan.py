@@ -39,12 +39,8 @@ class Painter(nn.Module):
 
     def __init__(self, settings: GANConfig, network: NetworkConfig, size: Sequence[int]) -> None:
         super().__init__()
-        dims, widths, self.patch, self.dims = (
-            network.spatial_dims,
-            network.channels[::-1],
-            network.patch,
-            network.spatial_dims,
-        )
+        dims, widths = network.spatial_dims, network.channels[::-1]
+        self.patch, self.dims = network.patch, dims
         self.start = [n // (network.patch * 2 ** (len(widths) - 1)) for n in size]
         self.first = nn.Linear(settings.latent, widths[0] * prod(self.start))
         self.levels = nn.ModuleList(

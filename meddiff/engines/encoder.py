@@ -126,18 +126,8 @@ def damaged(images: Tensor, rng: Generator) -> Tensor:
 
 
 def _key(images: Tensor, steps: int) -> str:
-    how = [
-        FORMAT,
-        steps,
-        BATCH,
-        LEARNING_RATE,
-        TEMPERATURE,
-        SHIFT,
-        NOISE,
-        CONTRAST,
-        torch.__version__,
-        list(images.shape),
-    ]
+    training = [steps, BATCH, LEARNING_RATE, TEMPERATURE, SHIFT, *NOISE, *CONTRAST]
+    how = [FORMAT, training, torch.__version__, list(images.shape)]
     content = images.contiguous().cpu().numpy().tobytes()
     return hashlib.sha256(json.dumps(how).encode() + content).hexdigest()[:32]
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean, stdev
 
 import torch
@@ -77,8 +78,9 @@ class Judge:
         known: dict[str, Tensor] = {}
         for name, extract in spaces.items():
             raw = _by_parts(extract, training)
-            self.spaces[name] = _standardised(extract, raw)
-            known[name] = self.spaces[name](training)
+            scale = _scale(raw)
+            known[name] = scale(raw)
+            self.spaces[name] = partial(_scaled, extract, scale)
         self.training = Seen(training, projected(training, self.to), known)
         self.held_out = self.see(held_out)
         floors = [self.values(self.training.pick(index)) for index in draws(len(training), self.n)]
@@ -172,8 +174,12 @@ def _by_parts(extract: Extract, images: Tensor) -> Tensor:
     return torch.cat([extract(part) for part in images.split(256)])
 
 
-def _standardised(extract: Extract, training: Tensor) -> Extract:
-    """The features with mean 0 and standard deviation 1 over the training images, so that no unit outweighs another."""
+def _scale(training: Tensor) -> Callable[[Tensor], Tensor]:
+    """What gives features mean 0 and standard deviation 1 over the training images, so that no unit outweighs another."""
     mean, std = training.mean(0), training.std(0)
-    scale = torch.where(std > 1e-9, std, 1.0)
-    return lambda images: (_by_parts(extract, images) - mean) / scale
+    wide = torch.where(std > 1e-9, std, 1.0)
+    return lambda features: (features - mean) / wide
+
+
+def _scaled(extract: Extract, scale: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return scale(_by_parts(extract, images))

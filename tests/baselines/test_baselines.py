@@ -8,7 +8,7 @@ from meddiff.baselines.vae import VAE
 from meddiff.config import NetworkConfig
 from meddiff.seeds import generator
 
-SIZE = {2: (16, 24), 3: (8, 8, 16)}
+SIZE = {2: (8, 12), 3: (4, 4, 8)}
 
 
 def built(kind, dims=2, patch=1, **settings):
@@ -109,7 +109,7 @@ def test_the_penalty_is_the_squared_slope_of_a_linear_critic_at_both_images():
         model.critic = Linear()
         with torch.no_grad():  # as a held-out loss is measured
             losses.append(model.losses(x0, generators(3)))
-    torch.testing.assert_close(losses[1] - losses[0], torch.full((3,), 2 * 0.1**2 * 16 * 24), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(losses[1] - losses[0], torch.full((3,), 2 * 0.1**2 * 8 * 12), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["vae", "gan"])
@@ -117,7 +117,7 @@ def test_two_grey_levels_are_learned(kind):
     levels = torch.tensor([-0.6, 0.6])
     model = built(kind).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.0, 0.99))
-    for step in range(250):
+    for step in range(150):
         x0 = levels[torch.arange(16) % 2].view(-1, 1, 1, 1).expand(-1, 1, *SIZE[2])
         optimizer.zero_grad()
         model.losses(x0, generators(16, f"step {step}")).mean().backward()
