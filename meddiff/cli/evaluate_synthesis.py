@@ -87,7 +87,16 @@ def synthesis(
 
 
 def _facts(method: "Method", run: "Run") -> dict[str, str]:
-    """How large a model is, and how long it was trained."""
+    """How large a model is, how long it was trained, and the share of copies that `meddiff audit -o RUN/audit` found."""
     count = sum(p.numel() for p in method.model.parameters())
     seconds = run.training_seconds()
-    return {"parameters": f"{count / 1e6:.2f} M", "trained": "unknown" if isnan(seconds) else f"{seconds / 60:.1f} min"}
+    known = {
+        "parameters": f"{count / 1e6:.2f} M",
+        "trained": "unknown" if isnan(seconds) else f"{seconds / 60:.1f} min",
+    }
+    path = run.folder / "audit" / "audit.json"
+    if path.is_file():
+        audit = json.loads(path.read_text(encoding="utf-8"))
+        if audit["weights"] == method.card.weights:
+            known["copies"] = f"{audit['copies']['count']} of {audit['copies']['of']}"
+    return known

@@ -37,6 +37,16 @@ def runs(tmp_path_factory):
     return folder
 
 
+def test_copies_come_from_the_audit_of_these_weights_only(runs, tmp_path, capsys):
+    weights = json.loads((runs / "own" / "model.json").read_text())["weights"]
+    audit = runs / "own" / "audit" / "audit.json"
+    audit.parent.mkdir()
+    for of, expected in ((weights, True), ("0" * 64, False)):
+        audit.write_text(json.dumps({"weights": of, "copies": {"count": 3, "of": 977}}))
+        code, said = run(capsys, "evaluate", runs / "own", "-o", tmp_path / "e")
+        assert (code, "3 of 977" in said) == (0, expected)
+
+
 def test_runs_and_tissues_come_into_one_table(runs, tmp_path, capsys):
     asked = ["--baseline", runs / "vae", "--synthetic", cohort()]
     for name in ("a", "b"):
