@@ -113,16 +113,15 @@ def test_the_penalty_is_the_squared_slope_of_a_linear_critic_at_both_images():
 
 
 @pytest.mark.parametrize("kind", ["vae", "gan"])
-def test_two_grey_levels_are_learned(kind):
-    levels = torch.tensor([-0.6, 0.6])
+def test_the_only_image_there_is_is_learned(kind):
     model = built(kind).train()
+    image = torch.full((1, 1, *SIZE[2]), -0.6)
+    image[..., 6:] = 0.6
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3, betas=(0.0, 0.99))
-    for step in range(150):
-        x0 = levels[torch.arange(16) % 2].view(-1, 1, 1, 1).expand(-1, 1, *SIZE[2])
+    for step in range(100):
         optimizer.zero_grad()
-        model.losses(x0, generators(16, f"step {step}")).mean().backward()
+        model.losses(image.expand(8, -1, -1, -1), generators(8, f"step {step}")).mean().backward()
         optimizer.step()
     with torch.no_grad():
-        means = model.eval().sample(generators(64)).flatten(1).mean(1)
-    assert (means > 0.3).double().mean() > 0.2
-    assert (means < -0.3).double().mean() > 0.2
+        samples = model.eval().sample(generators(16))
+    assert (samples - image).square().mean() < 0.1  # a flat image of the right mean is at 0.36
