@@ -11,10 +11,12 @@ from pathlib import Path
 from pydicom.dataset import Dataset
 from pydicom.uid import (
     EnhancedPETImageStorage,
+    RTDoseStorage,
     RTStructureSetStorage,
     SegmentationStorage,
 )
 
+from meddiff.imaging.dicom_dose import dose
 from meddiff.imaging.dicom_frames import ENHANCED, enhanced
 from meddiff.imaging.dicom_header import RefusedError, read_header
 from meddiff.imaging.dicom_mosaic import mosaic
@@ -56,6 +58,8 @@ def read_slices(path: Path) -> list[Slice]:
     try:
         if uid in ENHANCED:
             return enhanced(path, read_header(path, whole=True))
+        if uid == RTDoseStorage:
+            return dose(path, header)
         modality = modality_of(header)
         if modality == "MR" and "MOSAIC" in header.text("ImageType").split("\\"):
             return mosaic(path, header)

@@ -57,6 +57,11 @@ class Slice:
     frames: int = 1
     tiles: int = 1  # along a side of the sheet, in a mosaic, where `frame` counts the tiles
 
+    @property
+    def name(self) -> str:
+        """The file's name, with the frame where it has several."""
+        return self.path.name if self.frames * self.tiles == 1 else f"{self.path.name}, frame {self.frame + 1}"
+
 
 def classic(path: Path, header: Header, modality: str) -> Slice:
     """The slice that a single-frame image is; RefusedError where it is none."""
