@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
-    EnhancedPETImageStorage,
     RTDoseStorage,
     RTStructureSetStorage,
     SegmentationStorage,
@@ -32,10 +31,7 @@ OTHERS = {
         "contours",
         "It holds contours (RTSTRUCT) on images that are not here; scan it with its images.",
     ),
-    EnhancedPETImageStorage: (
-        "enhanced-pet", "Enhanced PET is not read, as its SUV cannot be computed; export it as single-frame images."
-    ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
