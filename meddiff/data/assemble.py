@@ -54,6 +54,7 @@ def _case(
         affine=tuple(affine),
         unit=case.unit or unit_of(case.images[0].modality),
         repairs=case.repairs,
+        regions=case.regions,
     )
 
 

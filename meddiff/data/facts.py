@@ -1,9 +1,10 @@
 """What the scan learns from one file: its digest, its grid, and the values of a label map."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -33,24 +34,29 @@ class Facts:
     error: str = ""
 
 
-def gather(roles: Mapping[Path, Role], progress: Callable[[int, int], None] | None = None) -> dict[Path, Facts]:
-    """Facts of every file, read by a few threads, in the order of `roles`; `progress` is told (done, total)."""
+def gather(
+    roles: Mapping[Path, Role], progress: Callable[[int, int], None] | None = None, regions: Sequence[str] = ()
+) -> dict[Path, Facts]:
+    """Facts of every file, read by a few threads, in the order of `roles`; `progress` is told (done, total).
+
+    `regions` of DICOM label maps become labels, as in `imaging/regions.py`; without any, all of them.
+    """
     facts = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for path, fact in zip(roles, pool.map(_one, roles, roles.values()), strict=True):
+        for path, fact in zip(roles, pool.map(partial(_one, regions), roles, roles.values()), strict=True):
             facts[path] = fact
             if progress:
                 progress(len(facts), len(roles))
     return facts
 
 
-def _one(path: Path, role: Role) -> Facts:
+def _one(regions: Sequence[str], path: Path, role: Role) -> Facts:
     try:
         sha256 = digest_file(path)
         if role == "plain":
             return Facts(sha256)
         if isinstance(role, Geometry):
-            label, names = read_label(path, role)
+            label, names = read_label(path, role, regions)
             return Facts(sha256, label.geometry, _values(label.array), names)
         if role == "label":
             label = read_nifti(path, label=True, modality="SEG")

@@ -209,7 +209,8 @@ def modality_of(header: Header) -> str:
     modality, stated = MODALITY.get(uid), header.text("Modality") or "unknown"
     if modality is None or stated != modality:
         raise RefusedError(
-            "not-a-scan", f"{uid.name} of modality {stated} is not read, only CT, MR and PET images are; leave it out."
+            "not-a-scan",
+            f"{uid.name} of modality {stated} is not read, only images of CT, MR and PET and doses are; leave it out.",
         )
     if header.count("NumberOfFrames", 1) > 1:
         raise RefusedError(

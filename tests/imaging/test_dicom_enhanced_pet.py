@@ -141,7 +141,8 @@ def test_time_points_are_volumes_of_their_own(tmp_path):
          "Frame 4 of 4: RealWorldValueSlope or RealWorldValueIntercept is missing"),
         (lambda ds: ds.PerFrameFunctionalGroupsSequence[3].RealWorldValueMappingSequence.extend(mapping(9.0)),
          "Frame 4 of 4: RealWorldValueMappingSequence maps to Bq/ml in pieces"),
-        (lambda ds: ds.PerFrameFunctionalGroupsSequence[1].pop("PlanePositionSequence"), "Frame 2 of 4: ImagePositionPatient is missing"),
+        (lambda ds: ds.PerFrameFunctionalGroupsSequence[1].pop("PlanePositionSequence"),
+         "Frame 2 of 4: ImagePositionPatient is missing"),
     ],
 )  # fmt: skip
 def test_a_frame_that_is_no_suv_is_refused_with_the_tag(tmp_path, change, match):

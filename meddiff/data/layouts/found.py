@@ -41,6 +41,7 @@ class Found:
     geometry: Geometry | None = None  # None: in the NIfTI header
     unit: str | None = None  # None: the usual one of the modality
     repairs: tuple[str, ...] = ()  # that reading the series needs
+    regions: tuple[str, ...] = ()  # that were chosen of a DICOM label map
 
     @property
     def paths(self) -> tuple[Path, ...]:
