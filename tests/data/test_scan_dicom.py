@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +227,26 @@ def test_any_number_of_processes_finds_the_same(tmp_path, monkeypatch):
     )
     assert told[-1] == (len(paths), len(paths))
     assert told == sorted(told)
+
+
+def test_a_process_that_dies_loses_no_file(monkeypatch):
+    class Dead:
+        """A pool whose process was killed."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    paths = sorted(path for path in MEDIUM.rglob("*") if path.is_file())
+    alone = find_series(paths)
+    for name, value in (("BATCH", 5), ("PATIENCE_S", 0.0), ("ProcessPoolExecutor", Dead)):
+        monkeypatch.setattr(dicom_file, name, value)
+    series, refused = find_series(paths, workers=2)
+    assert ([one.files for one in series], refused) == ([one.files for one in alone[0]], alone[1])
