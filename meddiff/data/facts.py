@@ -12,9 +12,10 @@ import numpy as np
 
 from meddiff.data.files import digest_file
 from meddiff.errors import MeddiffError
+from meddiff.imaging.body_parts import Face
 from meddiff.imaging.dicom_label import read_label
 from meddiff.imaging.geometry import Geometry
-from meddiff.imaging.nifti import nifti_geometry, read_nifti
+from meddiff.imaging.nifti import nifti_facts, read_nifti
 
 Role = Literal["plain", "image", "label"] | Geometry  # plain: the digest is all; a grid: a DICOM label map on it
 MOST_LABELS = 16  # an integer image with no more distinct values than this is taken for a label map
@@ -30,6 +31,7 @@ class Facts:
     geometry: Geometry | None = None
     values: frozenset[int] | None = None  # of a label map, or of an image that looks like one
     names: Mapping[int, str] = field(default_factory=dict)  # of the labels in a DICOM file
+    face: Face | None = None  # where the file says it
     reason: str = ""
     error: str = ""
 
@@ -61,8 +63,8 @@ def _one(regions: Sequence[str], path: Path, role: Role) -> Facts:
         if role == "label":
             label = read_nifti(path, label=True, modality="SEG")
             return Facts(sha256, label.geometry, _values(label.array))
-        geometry, stored = nifti_geometry(path)
-        return Facts(sha256, geometry, _label_values(path, geometry, stored))
+        said = nifti_facts(path)
+        return Facts(sha256, said.geometry, _label_values(path, said.geometry, said.stored), face=said.face)
     except (MeddiffError, OSError) as error:
         return Facts(reason="unreadable" if role in ("plain", "image") else "label-unreadable", error=str(error))
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from meddiff.imaging.dicom_header import Header, RefusedError
-from meddiff.imaging.dicom_slice import Slice, check_image, check_length, cosines, spacing
+from meddiff.imaging.dicom_slice import Slice, check_image, check_length, cosines, face_of, spacing
 
 RTDOSE = "RTDOSE"
 UNITS = {"GY": "Gy", "RELATIVE": "relative"}
@@ -56,6 +56,7 @@ def dose(path: Path, header: Header) -> list[Slice]:
             rescale=(scale, 0.0),
             padding=None,
             inverted=None,
+            face=face_of(header),
             frame=k,
             frames=n,
         )

@@ -21,6 +21,7 @@ from meddiff.imaging.dicom_slice import (
     check_image,
     check_length,
     cosines,
+    face_of,
     inversion,
     padding,
     rescale,
@@ -133,6 +134,7 @@ def _frame(path: Path, header: Header, modality: str, shared: Dataset, group: Da
         rescale=line,
         padding=padding(header),
         inverted=inversion(header, modality),
+        face=face_of(header),
         frame=k,
         frames=header.count("NumberOfFrames", 1),
     )

@@ -15,6 +15,7 @@ from pydicom.uid import (
     PositronEmissionTomographyImageStorage,
 )
 
+from meddiff.imaging.body_parts import FACE_REMOVED, Face, may_show_face
 from meddiff.imaging.dicom_header import BEFORE_PIXELS, Header, RefusedError, read_header
 from meddiff.imaging.dicom_suv import suv_factor
 
@@ -53,6 +54,7 @@ class Slice:
     rescale: tuple[float, float]  # slope, intercept
     padding: tuple[int, int] | None  # stored values, both included, that are no measurement (PS3.3 C.7.5.1.1.2)
     inverted: int | None  # MONOCHROME1: lowest + highest stored value that the bits can hold
+    face: Face
     frame: int = 0  # index among the frames of its file
     frames: int = 1
     tiles: int = 1  # along a side of the sheet, in a mosaic, where `frame` counts the tiles
@@ -94,6 +96,7 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         rescale=(slope, intercept),
         padding=padding(header),
         inverted=inversion(header, modality),
+        face=face_of(header),
     )
 
 
@@ -201,6 +204,13 @@ def inversion(header: Header, modality: str) -> int | None:
     if modality == "PT":
         raise RefusedError("photometric", "PhotometricInterpretation of a PET image is MONOCHROME1. Export it again.")
     return -1 if header.count("PixelRepresentation") else (1 << header.count("BitsStored", 16)) - 1
+
+
+def face_of(header: Header) -> Face:
+    """Whether a scan may show a face: by the part of the body, and by what de-identification wrote into the file."""
+    if not may_show_face(header.text("BodyPartExamined")):
+        return "not applicable"
+    return "removed" if FACE_REMOVED in header.values.get("DeidentificationMethod", ()) else "kept"
 
 
 def modality_of(header: Header) -> str:

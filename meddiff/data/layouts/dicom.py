@@ -52,6 +52,7 @@ def find(root: Path, files: Sequence[Path], reading: Reading | None = None) -> t
             geometry=one.geometry,
             unit=one.unit,
             repairs=one.repairs,
+            face=one.face,
         )
         for at, one in enumerate(series)
     ]
