@@ -94,7 +94,7 @@ def _series(path: Path) -> Table:
     if not series:
         why = f" {refused[0].path.name}: {refused[0].detail}" if refused else ""
         raise ImageError(f"{path}: holds no run, manifest, NIfTI file or DICOM series.{why}")
-    table = Table("modality", "description", "slices", "geometry", title=f"{path}: {len(refused)} other files")
+    table = Table("modality", "unit", "description", "slices", "geometry", title=f"{path}: {len(refused)} other files")
     for one in series:
-        table.add_row(one.modality, one.description, str(len(one.files)), repr(one.geometry))
+        table.add_row(one.modality, one.unit, one.description, str(len(one.files)), repr(one.geometry))
     return table
