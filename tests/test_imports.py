@@ -19,7 +19,8 @@ ALLOWED = {  # what a package may import of ours
     "imaging": BASE,
     "data": BASE | {"config", "condition_config", "intensity_config", "imaging"},
     "networks": BASE | {"config", "diffusion", "imaging", "data"},
-    "tasks": BASE | {"config", "condition_config", "degradation_config", "intensity_config", "diffusion", "imaging", "data"},
+    "tasks": BASE
+    | {"config", "condition_config", "degradation_config", "intensity_config", "diffusion", "imaging", "data"},
     "metrics": BASE | {"config", "diffusion", "imaging", "data"},
     "engines": BASE | {"config", "degradation_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
     "privacy": BASE | {"config", "imaging", "data"},

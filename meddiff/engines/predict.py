@@ -37,7 +37,7 @@ def draw_samples(
     on_step: OnStep | None = None,
 ) -> Iterator[Tensor]:
     """One sample (C, *size) in model units for each name, in order, `sample.batch` of them side by side."""
-    _check_task(config)
+    check_task(config)
     sample = config.sample
     size = tuple(size or config.data.size)
     assert isinstance(model, Preconditioned)
@@ -83,7 +83,7 @@ def evaluations(sample: SampleConfig, guided: bool) -> int:
     return (1 + guided) * (1 + (2 * n - 1 if sample.sampler == "heun" else n))
 
 
-def _check_task(config: Config) -> None:
+def check_task(config: Config) -> None:
     """RunError where the task is another one."""
     if config.task != "synthesis":
         raise RunError(

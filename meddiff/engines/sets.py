@@ -30,7 +30,12 @@ class Written:
 
     def digest(self) -> str:
         """SHA-256 of the image: of the file, or of the series' files."""
-        return digest_files(self.image) if len(self.image) > 1 or self.series else digest_file(self.image[0])
+        return digest_files(self.image) if self.series else digest_file(self.image[0])
+
+    @property
+    def picture(self) -> bool:
+        """Whether the image is for looking only."""
+        return self.image[0].suffix == ".png"
 
     @property
     def series(self) -> bool:
@@ -90,8 +95,7 @@ class CaseSet:
         name: str,
         written: Written,
         grid: Geometry,
-        modality: str,
-        unit: str,
+        kind: tuple[str, str],  # modality and unit
         *,
         labels: Mapping[str, int],
         classes: Mapping[str, str],
@@ -109,7 +113,7 @@ class CaseSet:
             split=split,
             image=(
                 Source(
-                    modality=modality,
+                    modality=kind[0],
                     path=None if written.series else names[0],
                     files=names if written.series else None,
                     sha256=written.digest(),
@@ -121,7 +125,7 @@ class CaseSet:
             shape=grid.shape,
             spacing_mm=grid.spacing_mm,
             affine=tuple(map(tuple, (grid.affine + 0.0).tolist())),
-            unit=unit,
+            unit=kind[1],
             layout="synthetic",
         )
 

@@ -101,19 +101,24 @@ class Synthesis:
                 agrees = (own == self.reference_class.to(own.device)) | (own == NO_CLASS)
         return denoising_loss(model, x0, eps, sigma, cond, reference, agrees)
 
-    def outcome(self, sample: Tensor, space: Space) -> dict[str, Volume]:
-        """`image`: the sample in physical units, within the limits of the training intensities; `label` if it is drawn."""
+    def outcome(self, sample: Tensor, space: Space, label: Tensor | None = None) -> dict[str, Volume]:
+        """`image`: the sample in physical units, within the limits of the training intensities.
+
+        `label`, in the data set's own numbers: the map that is drawn beside it, or the one (1, *size) it was drawn for.
+        """
         values = (sample[0].clamp(-1, 1).double().cpu().numpy() - space.offset) / space.scale
         image = placed(values.astype("float32"), space.spacing_mm, space.axis, modality=space.modality, unit=space.unit)
-        if not self.config.data.paired:
+        if self.config.data.paired:
+            label = sample[1:].argmax(0, keepdim=True)
+        if label is None:
             return {"image": image}
-        label = placed(self.label(sample), space.spacing_mm, space.axis, modality="SEG", unit="label")
-        return {"image": image, "label": label}
+        numbers = self.numbers(label[0].long().cpu().numpy())
+        return {"image": image, "label": placed(numbers, space.spacing_mm, space.axis, modality="SEG", unit="label")}
 
-    def label(self, sample: Tensor) -> np.ndarray:
-        """The label map of a sample (C, *size) in the data set's own numbers, (*size)."""
+    def numbers(self, channel: np.ndarray) -> np.ndarray:
+        """The data set's own numbers for those of the channels, 0 being background."""
         numbers = np.array([0, *self.known.labels.values()])
-        return numbers[sample[1:].argmax(0).cpu().numpy()].astype(np.min_scalar_type(int(numbers.max())))
+        return numbers[channel].astype(np.min_scalar_type(int(numbers.max())))
 
 
 def dropped(cond: Condition, rows: Tensor | None = None) -> Condition:
