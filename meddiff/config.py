@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from meddiff.condition_config import ConditionConfig
-from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
+from meddiff.degradation_config import DEGRADATION_KINDS, Degradation, LogRange
 from meddiff.errors import ConfigError
 from meddiff.intensity_config import Intensity, Percentile
 from meddiff.intensity_config import Window as Window
@@ -176,6 +176,8 @@ class EvaluateConfig(Settings):
     n: int = Field(256, ge=2)  # samples, and at most that many real images
     projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.2)  # noise of restoration, shares of the range
+    draws: int = Field(16, ge=2)  # noise levels of diagnosis, each one evaluation a class
+    draw_sigmas: LogRange = (0.1, 10.0)  # between which they lie, evenly in their logarithm
 
 
 class Config(Settings):

@@ -50,3 +50,12 @@ def tree(manifest: Path, cache: Path, dims: int = 2, **train) -> dict:
 def config(manifest: Path, cache: Path, dims: int = 2, **train) -> Config:
     """`tree`, parsed."""
     return parse_config(tree(manifest, cache, dims, **train), "test")
+
+
+def conditioned(cache: Path, *, dims: int = 2, train: dict | None = None, **settings) -> Config:
+    """A config of synthesis with a condition; `settings` that are no part of it go to `data`."""
+    parts = {
+        name: settings.pop(name) for name in ("classes", "covariates", "mask", "image", "drop") if name in settings
+    }
+    whole = tree(cohort(), cache, dims, **(train or {}))
+    return parse_config({**whole, "condition": parts, "data": {**whole["data"], **settings}}, "test")

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from meddiff.data.files import digest_file, digest_files
 from meddiff.data.manifest import Case, Source, Split
 from meddiff.engines.checkpoint import write_atomic
@@ -104,6 +106,8 @@ class CaseSet:
     ) -> Case:
         """The line of the manifest for a case of the set."""
         names = tuple(path.relative_to(self.folder).as_posix() for path in written.image)
+        if written.series:
+            grid = stacked(Volume(np.broadcast_to(np.uint8(0), grid.shape), grid)).geometry
         label = None
         if written.label:
             label = Source(modality="SEG", path=written.label.name, sha256=digest_file(written.label))
@@ -150,13 +154,16 @@ def write_dicom(stem: Path, image: Volume, label: Volume | None, names: Mapping[
 
 
 def stacked(volume: Volume) -> Volume:
-    """The volume with a lone slice last, as DICOM stacks them; others as they are."""
-    if 1 not in volume.array.shape[:2]:
-        return volume
-    thin = volume.array.shape.index(1)
+    """The volume as a reader of DICOM orders it: a lone slice last, slices along the normal of rows and columns."""
+    shape = volume.array.shape
+    thin = shape.index(1) if 1 in shape else 2
     order = [(thin + 1) % 3, (thin + 2) % 3, thin]  # in turn, so that a right-handed grid stays one
     affine = volume.geometry.affine[:, [*order, 3]]
     array = volume.array.transpose(order)
+    if np.linalg.det(affine[:3, :3]) < 0:
+        array = array[..., ::-1]
+        affine[:3, 3] += affine[:3, 2] * (array.shape[2] - 1)
+        affine[:3, 2] *= -1
     return Volume(array, Geometry(array.shape, affine), volume.modality, volume.unit)
 
 

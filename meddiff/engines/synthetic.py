@@ -15,7 +15,7 @@ from meddiff.data.transforms import placed
 from meddiff.engines.asked import Asked
 from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.predict import check_task, draw_samples, evaluations
-from meddiff.engines.sets import CaseSet, Write, Written, stacked
+from meddiff.engines.sets import CaseSet, Write, Written
 from meddiff.engines.volumes import in_batches
 from meddiff.tasks.synthesis import Synthesis
 
@@ -89,8 +89,7 @@ def _case(
 ) -> Case:
     """The line of the manifest. What was drawn for somebody's label map stays in that patient's split."""
     space, source = card.space, given.case if given else None
-    blank = placed(np.zeros(config.data.size, np.uint8), space.spacing_mm, space.axis)
-    grid = (stacked(blank) if written.series else blank).geometry
+    grid = placed(np.zeros(config.data.size, np.uint8), space.spacing_mm, space.axis).geometry
     classes = {} if source is None else facts(config, source)
     if "class" in record:
         assert config.condition.classes is not None
