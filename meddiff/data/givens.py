@@ -9,7 +9,7 @@ from torch import Tensor
 from meddiff.config import Config
 from meddiff.data.conditions import Known, given_data, images_of
 from meddiff.data.files import digest_file
-from meddiff.data.loader import OUTSIDE, Images, cut
+from meddiff.data.loader import OUTSIDE, Images, centred, cut
 from meddiff.data.manifest import Case, Manifest, dicom_modality
 from meddiff.data.transforms import AXES, placing, preprocessing, to_meta
 from meddiff.errors import ConfigError, ImageError, ManifestError
@@ -69,11 +69,9 @@ class Givens:
                 (int(k), array.take(k, axis=axis)) for k in np.flatnonzero(shown.mean(along) >= data.min_foreground)
             ]
         if not parts:
-            raise ImageError(
-                f"{self.path}: no slice has {data.min_foreground:.0%} of it labelled, which the run was trained on."
-            )
-        return [(k, cut(part, data.size, [(n - s) // 2 for n, s in zip(part.shape, data.size, strict=True)], outside))
-                for k, part in parts]  # fmt: skip
+            least = f"{data.min_foreground:.0%}"
+            raise ImageError(f"{self.path}: no slice has {least} of it filled, as the run was trained on. Is it empty?")
+        return [(k, cut(part, data.size, centred(part.shape, data.size), outside)) for k, part in parts]
 
     def __len__(self) -> int:
         return len(self.maps) if self.images is None else len(self.images)

@@ -91,10 +91,8 @@ class Images(Dataset):
             arrays["given"] = self.given.array(case)
         if item.slice is not None:
             arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
-        if self.random_crop:
-            start = self._start(arrays["image"], seed)
-        else:
-            start = [(n - s) // 2 for n, s in zip(arrays["image"].shape, self.data.size, strict=True)]
+        whole = arrays["image"]
+        start = self._start(whole, seed) if self.random_crop else centred(whole.shape, self.data.size)
         maps = {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
         return maps | {name: values[item.case] for name, values in self.told.items()}
 
@@ -108,6 +106,11 @@ class Images(Dataset):
             if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
                 break
         return start
+
+
+def centred(shape: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Where `size` voxels begin in the middle of `shape`; negative where they reach beyond it."""
+    return [(n - s) // 2 for n, s in zip(shape, size, strict=True)]
 
 
 def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: float) -> Tensor:

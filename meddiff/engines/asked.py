@@ -70,9 +70,8 @@ class Asked:
     def condition(self, task: Synthesis, asked: Sequence[tuple[dict[str, Any], Given | None]]) -> Condition | None:
         """The condition of some samples, a row each."""
         known, batch = task.known, {}
-        own = [
-            {} if given is None else given.values for _, given in asked
-        ]  # a case that is given has a class of its own
+        # a case that is given has a class of its own
+        own = [{} if given is None else given.values for _, given in asked]
         if known.classes:
             batch["class"] = torch.stack(
                 [self._class(known, record, values) for (record, _), values in zip(asked, own, strict=True)]

@@ -49,9 +49,8 @@ def compare(model: nn.Module, config: Config, manifest: Manifest, split: str, se
     held_out = held_out[rows]
     task = build_task(config, learn(config, manifest))
     assert isinstance(task, Synthesis)
-    cond = task.condition(
-        {name: values[rows] for name, values in batch.items()}
-    )  # samples are asked for what these are
+    given = {name: values[rows] for name, values in batch.items()}  # samples are asked for what these images are
+    cond = task.condition(given)
     everything = fixed(train_images, len(train_images))["image"]
     names = [f"evaluate_{i}" for i in range(n)]
     samples = torch.stack(list(draw_samples(model, config, names, seed, cond=cond)))[:, :1].clamp(-1, 1)

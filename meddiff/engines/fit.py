@@ -181,9 +181,8 @@ def _space(config: Config, entries: Sequence[Entry]) -> Space:
 def _measure(session: Session, items: dict[str, Tensor]) -> None:
     """Attach the held-out loss of the EMA weights, in `engine.state.metrics["held_out"]`."""
     train, batch = session.config.train, session.config.train.batch
-    task = build_task(
-        session.config, session.card.known
-    )  # without the reference: the loss itself, however it was trained
+    # without the reference: the loss itself, whatever it was trained with
+    task = build_task(session.config, session.card.known)
     judge = evaluator(session.ema.model, task, session.config.diffusion, session.device, train.precision)
     starts = range(0, len(items["image"]), batch)
     batches = [({name: value[i : i + batch] for name, value in items.items()}, i) for i in starts]

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from monai.transforms import Orientation
+from torch import Tensor
 
+from meddiff.data.transforms import to_meta
 from meddiff.engines.sets import Write, Written
 from meddiff.imaging.dicom import read_series
 from meddiff.imaging.dicom_label import read_label
@@ -47,9 +49,14 @@ def _picture(case: Written, space: Space, names: Mapping[str, int]) -> np.ndarra
 
 
 def _grey(image: Volume, space: Space) -> np.ndarray:
-    return view(torch.from_numpy(image.array).squeeze()[None] * space.scale + space.offset)
+    return view(_upright(image) * space.scale + space.offset)
 
 
 def _levels(label: Volume, names: Mapping[str, int]) -> np.ndarray:
     """Labels as grey levels, background black."""
-    return view(torch.from_numpy(label.array.astype(np.float32)).squeeze()[None] / max(1, *names.values()) * 2 - 1)
+    return view(_upright(label) / max(1, *names.values()) * 2 - 1)
+
+
+def _upright(volume: Volume) -> Tensor:
+    """The voxels (1, *size) in RAS order, a lone slice without its third axis."""
+    return Orientation(axcodes="RAS", labels=None)(to_meta(volume)).as_tensor().float().squeeze()[None]

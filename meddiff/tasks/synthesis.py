@@ -40,6 +40,7 @@ class Synthesis:
         self.labels = tuple(self.known.labels)
         self.channels, self.cond_channels = channels(config, self.labels)
         self.reference: Tensor | None = None
+        self.reference_class: Tensor | None = None
         if reference is not None:
             self.reference = self.x0(reference)
             cond = self.condition(reference)

@@ -94,7 +94,9 @@ def test_a_set_that_was_cut_short_is_completed_to_the_same_bytes(pairs, tmp_path
     whole = contents(tmp_path / "whole")
     for name in ("sample_00001.json", "sample_00005.json", "manifest.jsonl"):
         (tmp_path / "torn" / name).unlink()
-    damaged = next(p for p in sorted((tmp_path / "torn").rglob("*")) if p.is_file() and "sample_00002" in str(p))
+    damaged = next(
+        p for p in sorted((tmp_path / "torn").rglob("*")) if p.suffix in (".gz", ".dcm") and "sample_00002" in str(p)
+    )
     damaged.write_bytes(damaged.read_bytes()[:-3])
     kept = tmp_path / "torn" / "sample_00000.json"
     stamp = kept.stat().st_mtime_ns
