@@ -60,17 +60,22 @@ class CaseSet:
         mixed = any(not self._own(_read(path)) for path in sidecars)
         strange = [path for path in folder.glob("*") if not (path.name.startswith(prefix) or OWN.fullmatch(path.name))]
         if mixed or (strange and not sidecars):
-            raise RunError(f"{folder}: holds something else than this set of cases. Choose a new folder with -o.")
+            raise self._mixed()
         folder.mkdir(parents=True, exist_ok=True)
+
+    def _mixed(self) -> RunError:
+        return RunError(f"{self.folder}: holds something else than this set of cases. Choose a new folder with -o.")
 
     def _own(self, record: Mapping[str, Any]) -> bool:
         return all(record.get(key) == value for key, value in json.loads(json.dumps(self.settings)).items())
 
     def kept(self, name: str, facts: Mapping[str, Any]) -> Written | None:
-        """The files of a case that is whole and was made of the same `facts`; None where it is to be made."""
+        """The files of a case that is whole; None where it is to be made. RunError where it was made of other `facts`."""
         record = _read(self.folder / f"{name}.json")
-        if any(record.get(key) != value for key, value in json.loads(json.dumps(facts)).items()):
+        if not record:
             return None
+        if any(record.get(key) != value for key, value in json.loads(json.dumps(facts)).items()):
+            raise self._mixed()
         try:
             image = [self.folder / file for file in record["files"]]
             label = self.folder / record["label"]["file"] if "label" in record else None
