@@ -1,5 +1,6 @@
 """The settings of what diffusion is compared with; widths and levels are those of `network`."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -24,3 +25,18 @@ class GANConfig(Settings):
 
 Baseline = VAEConfig | GANConfig
 BASELINE_KINDS = ("vae", "gan")
+
+
+def refuse_unused(baseline: Baseline, given: Sequence[str]) -> None:
+    """ValueError where settings are given that a baseline has no use for."""
+    if given:
+        raise ValueError(
+            f"baseline: {baseline.kind} draws images of nothing and without diffusion; it has no {', '.join(given)}. "
+            "Remove what it cannot use"
+        )
+
+
+def refuse_size(size: Sequence[int], multiple: int) -> None:
+    """ValueError where halving an image does not come out even."""
+    if any(n % multiple for n in size):
+        raise ValueError(f"data.size = {list(size)} does not divide by {multiple}, as a baseline of these levels needs")

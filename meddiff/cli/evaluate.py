@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, show, tell
+from meddiff.cli.diagnosis import diagnose_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,6 +35,10 @@ def command(
             help="The manifest of a synthetic set with label maps: intensities by tissue beside the real ones."
         ),
     ] = None,
+    diagnosis: Annotated[
+        bool,
+        typer.Option("--diagnosis", help="Synthesis by class: as a classifier; writes every case's probabilities."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on held-out data.
@@ -42,7 +47,8 @@ def command(
     Wasserstein distance and diversity, all beside as many training images: methods.csv, comparison.png. Segmentation: Dice,
     surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE, beside non-local means and wavelets.
     Cases with their mean and 95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst,
-    median and best case to cases.png.
+    median and best case to cases.png. Diagnosis: AUROC and calibration to diagnosis.json, and the probabilities of every
+    case to probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
@@ -52,6 +58,9 @@ def command(
     from meddiff.errors import ConfigError
 
     opened = Run.open(run)
+    if diagnosis:
+        diagnose_run(opened, output, split, seed, device, limit, quiet)
+        return
     others = [Run.open(one) for one in baseline or ()]
     if opened.config().task == "synthesis":
         if limit:

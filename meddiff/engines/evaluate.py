@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from meddiff.config import Config
+from meddiff.data.conditions import learn
 from meddiff.data.loader import evenly, fixed
 from meddiff.data.manifest import Manifest
 from meddiff.data.store import Store
+from meddiff.engines.card import build_task
 from meddiff.engines.encoder import trained_encoder
 from meddiff.engines.evaluate_cases import Method
 from meddiff.engines.fit import prepare
@@ -18,6 +20,7 @@ from meddiff.engines.quality import Figure, Judge, draws
 from meddiff.errors import ManifestError, RunError
 from meddiff.metrics.distances import nearest
 from meddiff.metrics.radiomics import radiomics
+from meddiff.tasks.synthesis import Synthesis
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ def judge_of(real: Real, config: Config, device: torch.device) -> tuple[Judge, s
     return Judge(real.training, real.held_out, real.patients, spaces, config.evaluate.projections), encoder.sha256
 
 
+def samples_like(model: nn.Module, config: Config, manifest: Manifest, split: str, n: int, seed: int) -> Tensor:
+    """Images of n samples (n, 1, *size), asked for what n evenly spread held-out images are, if the model is conditional."""
+    task = build_task(config, learn(config, manifest))
+    assert isinstance(task, Synthesis)
+    cond = task.condition(fixed(prepare(config, manifest, split), n))
+    names = [f"evaluate_{i}" for i in range(n)]
+    return torch.stack(list(draw_samples(model, config, names, seed, cond=cond)))[:, :1].clamp(-1, 1)
+
+
 def compare(
     model: nn.Module, config: Config, manifest: Manifest, split: str, seed: int, others: Sequence[Method] = ()
 ) -> Comparison:
@@ -73,9 +85,8 @@ def compare(
     real = real_images(config, manifest, split)
     n = len(real.held_out)
     judge, encoder = judge_of(real, config, next(model.parameters()).device)
-    names = [f"evaluate_{i}" for i in range(n)]
     sets = {
-        name: torch.stack(list(draw_samples(drawn, settings, names, seed))).clamp(-1, 1)
+        name: samples_like(drawn, settings, manifest, split, n, seed)
         for name, drawn, settings in (("samples", model, config), *((o.name, o.model, o.config) for o in others))
     }
     quality = {name: judge.judge(images) for name, images in sets.items()}

@@ -6,8 +6,10 @@ from test_fit import Stopped, stop_at
 
 from meddiff.config import parse_config
 from meddiff.engines.fit import fit
-from meddiff.engines.predict import draw_samples, sample_set, write_image
+from meddiff.engines.predict import draw_samples
 from meddiff.engines.run import Run
+from meddiff.engines.sets import write_niftis
+from meddiff.engines.synthetic import sample_set
 from meddiff.errors import ConfigError, RunError
 
 
@@ -30,7 +32,7 @@ def test_a_baseline_trains_resumes_to_the_same_bits_and_samples_like_any_run(tmp
     model, card = whole.load_model(torch.device("cpu"))
     settings = whole.config()
     for name in ("a", "b"):
-        sample_set(model, card, settings, 2, tmp_path / name, 0, write_image)
+        sample_set(model, card, settings, 2, tmp_path / name, 0, write_niftis)
     for path in (tmp_path / "a").iterdir():
         assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes()
     assert '"evaluations": 1' in (tmp_path / "a" / "sample_00000.json").read_text()
@@ -50,10 +52,11 @@ def test_a_baseline_of_volumes_trains(tmp_path, kind):
 @pytest.mark.parametrize(
     ("section", "changes", "message"),
     [
-        ("network", {"attention": [False, True], "head_channels": 8}, "has no network.attention"),
-        ("network", {"checkpointing": True}, "has no network.checkpointing"),
-        ("train", {"reference": 8}, "has no train.reference"),
-        ("diffusion", {"parameterization": "v"}, "has no diffusion"),
+        ("network", {"attention": [False, True], "head_channels": 8}, "it has no network.attention"),
+        ("network", {"checkpointing": True}, "it has no network.checkpointing"),
+        ("train", {"reference": 8}, "it has no train.reference"),
+        ("diffusion", {"parameterization": "v"}, "it has no diffusion"),
+        ("data", {"paired": True}, "it has no data.paired"),
         ("data", {"size": [17, 16]}, "does not divide by 2"),
         ("baseline", {"kind": "flow"}, "baseline"),
         ("baseline", {"latents": 3}, "unknown key baseline.latents; did you mean latent?"),
@@ -68,7 +71,7 @@ def test_settings_that_a_baseline_cannot_use_are_refused(tmp_path, section, chan
 
 
 def test_a_baseline_of_another_task_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is for synthesis and has no segmentation"):
+    with pytest.raises(ConfigError, match="it has no task segmentation"):
         config(tmp_path, "vae", task="segmentation")
 
 
