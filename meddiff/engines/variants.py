@@ -20,6 +20,7 @@ from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.predict import bounded, check_task
 from meddiff.engines.sets import CaseSet, Write
 from meddiff.engines.volumes import Seen, in_batches
+from meddiff.errors import RunError
 from meddiff.imaging.volume import Volume
 from meddiff.seeds import generator
 from meddiff.tasks.synthesis import Synthesis
