@@ -98,5 +98,5 @@ def _facts(method: "Method", run: "Run") -> dict[str, str]:
     if path.is_file():
         audit = json.loads(path.read_text(encoding="utf-8"))
         if audit["weights"] == method.card.weights:
-            known["copies"] = f"{audit['copies']['count']} of {audit['copies']['of']}"
+            known["copies"] = f"{audit['copies']['count']}/{audit['copies']['of']}"
     return known

@@ -1,8 +1,9 @@
 """The features of a data set's own: a small encoder, trained on the training images alone, that sees what a copyist blurs.
 
-Instance discrimination (Chen et al. 2020): of all images in a batch, which one is this a shifted view of? A view that was
-blurred, made noisy, or changed in contrast is among the wrong answers, so that the features keep what an encoder trained to
-ignore such changes would lose. No network is downloaded.
+Two questions train it. Of all images in a batch, which one is this a shifted view of (instance discrimination, Chen et al.
+2020)? And was it blurred, made noisy, changed in contrast, or left as it was? Copies of an image that were changed are wrong
+answers to the first, so that the features keep what an encoder trained to ignore such changes would lose. No network is
+downloaded.
 """
 
 import hashlib
@@ -27,6 +28,7 @@ TEMPERATURE = 0.2
 SHIFT = 0.08  # of the size, either way, along each axis
 NOISE = (0.02, 0.3)  # standard deviation, model units
 CONTRAST = (0.7, 0.9)  # of what is left of it
+KINDS = 4  # of views: as it was, blurred, noisy, of less contrast
 FORMAT = 1  # raise it when the training changes
 log = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def trained_encoder(images: Tensor, cache: Path, device: torch.device, steps: in
     learned from patients' images: they lie where the preprocessed images do, and belong nowhere else.
     """
     path = cache / f"encoder_{_key(images, steps)}.safetensors"
-    network = Encoder(images.ndim - 2)
+    network = Encoder(images.ndim - 2, KINDS)
     content = _read(path, network)
     if content is None:
         network = train_encoder(images, device, steps)
@@ -66,15 +68,18 @@ def train_encoder(images: Tensor, device: torch.device, steps: int) -> Encoder:
     """An encoder of images (N, 1, *size), trained on nothing else; the same one each time on the same machine."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Encoder(images.ndim - 2).to(device)
+        network = Encoder(images.ndim - 2, KINDS).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     batch = min(BATCH, len(images))
     for step in range(steps):
         rng = generator(0, "encoder", step)
         chosen = images[torch.randperm(len(images), generator=rng)[:batch]].float()
         views = [shifted(chosen, rng), shifted(chosen, rng), damaged(shifted(chosen, rng), rng)]
-        z = F.normalize(network.project(network(torch.cat(views).to(device))), dim=1)
+        features = network(torch.cat(views).to(device))
+        z = F.normalize(network.project(features), dim=1)
+        kinds = torch.cat([torch.zeros(2 * batch, dtype=torch.long), 1 + torch.arange(batch) % (KINDS - 1)]).to(device)
         loss = contrastive_loss(z[: 2 * batch], z[2 * batch :])
+        loss = loss + F.cross_entropy(network.recognise(features), kinds)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         for group in optimizer.param_groups:

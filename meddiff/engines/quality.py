@@ -129,6 +129,8 @@ class Judge:
         alone = [str(i) for i in range(self.n)]
         own = resampled(alone, RESAMPLES, 0, "samples")
         real = resampled(self.patients, RESAMPLES, 0, "held-out")
+        sets = ((own > 0).sum(1) > 1) & ((real > 0).sum(1) > 1)  # of few images a resample may be one image only
+        own, real = own[sets], real[sets]
         found: dict[str, tuple[float, float]] = {}
 
         def again(name: str, of: Callable[[Tensor, Tensor], float]) -> None:

@@ -1,5 +1,6 @@
 """Intensities by tissue of a synthetic set with label maps, beside those of real images."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from meddiff.data.store import Store, label_names
 from meddiff.errors import ManifestError
 from meddiff.metrics.tissue import Difference, Tissue, compare_tissue, gather
 from meddiff.seeds import derive
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,15 @@ def labelled(config: Config, manifest: Manifest, split: str, names: tuple[str, .
 
 
 def tissues(config: Config, manifest: Manifest, split: str, synthetic: Manifest) -> dict[str, dict[str, Difference]]:
-    """For each label: `synthetic` images beside held-out ones, and `training` images beside held-out ones.
+    """For each label that all show: `synthetic` images beside held-out ones, and `training` images beside held-out ones.
 
     Both are looked at on the model's grid and within its window: what is clipped in one is clipped in the other. ManifestError
     where the sets have other labels or another unit.
     """
     names = label_names(manifest, config.data)
-    if lacking := set(names) - set(label_names(synthetic, config.data.model_copy(update={"labels": None}))):
+    if missing := set(names) - set(label_names(synthetic, config.data.model_copy(update={"labels": None}))):
         raise ManifestError(
-            f"{synthetic.folder}: its label maps name no {', '.join(sorted(lacking))}. Give a set that was drawn with labels."
+            f"{synthetic.folder}: its label maps name no {', '.join(sorted(missing))}. Give a set that was drawn with labels."
         )
     real = labelled(config, manifest, split, names)
     sets = {
@@ -66,12 +69,16 @@ def tissues(config: Config, manifest: Manifest, split: str, synthetic: Manifest)
     }
     if sets["synthetic"].unit != real.unit:
         raise ManifestError(f"{synthetic.folder}: is in {sets['synthetic'].unit}, the real images in {real.unit}.")
-    return {
-        name: {
-            kind: compare_tissue(
-                real.tissue(k), one.tissue(k), (real.voxels, one.voxels), (real.patients, one.patients)
-            )
-            for kind, one in sets.items()
+    found: dict[str, dict[str, Difference]] = {}
+    for k, name in enumerate(names, 1):
+        own = real.tissue(k)
+        others = {kind: one.tissue(k) for kind, one in sets.items()}
+        lacking = [kind for kind, t in {"held-out": own, **others}.items() if not t.voxels.sum()]
+        if lacking:
+            log.warning("%s: no voxel of it in the %s images; it is left out.", name, " and the ".join(lacking))
+            continue
+        found[name] = {
+            kind: compare_tissue(own, t, (real.voxels, sets[kind].voxels), (real.patients, sets[kind].patients))
+            for kind, t in others.items()
         }
-        for k, name in enumerate(names, 1)
-    }
+    return found

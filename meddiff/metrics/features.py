@@ -59,7 +59,7 @@ def frechet(one: Tensor, other: Tensor) -> float:  # (n, d), (m, d)
     other_covariance = torch.cov(b.T).view(a.shape[1], -1)
     cross = torch.linalg.eigvalsh(root @ other_covariance @ root).clamp(min=0).sqrt().sum()
     spread = root.square().sum() + other_covariance.trace() - 2 * cross
-    return float((a.mean(0) - b.mean(0)).square().sum() + spread)
+    return max(0.0, float((a.mean(0) - b.mean(0)).square().sum() + spread))  # rounding may go below 0
 
 
 def frechet_bias(one: Tensor, other: Tensor, seed: int = 0) -> float:

@@ -12,11 +12,11 @@ GROUPS = 8
 class Encoder(nn.Module):
     """Strided convolutions, then the mean over what is left of space: (B, 1, *spatial) -> (B, 64).
 
-    The projection, (B, 64) -> (B, 32), is for training only: contrastive losses throw away in their last layer what their
-    task does not need (Chen et al. 2020, section 4.2).
+    `project`, (B, 64) -> (B, 32), and `recognise`, (B, 64) -> (B, kinds), are for training only: contrastive losses throw away
+    in their last layer what their task does not need (Chen et al. 2020, section 4.2).
     """
 
-    def __init__(self, spatial_dims: int) -> None:
+    def __init__(self, spatial_dims: int, kinds: int) -> None:
         super().__init__()
         if spatial_dims not in (2, 3):
             raise NetworkError(f"An encoder is for 2 or 3 dimensions, found {spatial_dims}.")
@@ -27,6 +27,7 @@ class Encoder(nn.Module):
             layers += [norm, convolution(spatial_dims, inputs, outputs, stride=2), nn.SiLU()]
         self.layers = nn.Sequential(*layers)
         self.project = nn.Sequential(nn.Linear(CHANNELS[-1], CHANNELS[-1]), nn.SiLU(), nn.Linear(CHANNELS[-1], 32))
+        self.recognise = nn.Linear(CHANNELS[-1], kinds)
 
     def forward(self, x: Tensor) -> Tensor:
         """The features, (B, 64)."""

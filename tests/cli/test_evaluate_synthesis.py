@@ -44,7 +44,7 @@ def test_copies_come_from_the_audit_of_these_weights_only(runs, tmp_path, capsys
     for of, expected in ((weights, True), ("0" * 64, False)):
         audit.write_text(json.dumps({"weights": of, "copies": {"count": 3, "of": 977}}))
         code, said = run(capsys, "evaluate", runs / "own", "-o", tmp_path / "e")
-        assert (code, "3 of 977" in said) == (0, expected)
+        assert (code, "3/977" in said) == (0, expected)
 
 
 def test_runs_and_tissues_come_into_one_table(runs, tmp_path, capsys):
