@@ -1,7 +1,7 @@
 """Manifest + transforms + store -> batches. What step k sees is a function of the seed and k alone."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,10 +13,10 @@ from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import BACKGROUND, Entry, Store
 from meddiff.data.transforms import AXES, augmentation
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, ManifestError
 from meddiff.seeds import derive
 
-REDRAWS = 8  # random patches tried for one with enough foreground
+REDRAWS = 8  # random patches tried for one with enough foreground, and items for one that can be read
 OUTSIDE = {"image": -1.0, "label": 0.0}  # what lies around a volume: background
 
 
@@ -68,11 +68,27 @@ class Images(Dataset):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor | str | int]:
-        item = self.image(draw.item, draw.seed)
+        unreadable = -1  # the case that another one stands in for
+        try:
+            item = self.image(draw.item, draw.seed)
+        except CaseError:
+            unreadable = self.items[draw.item].case
+            draw, item = self._instead(draw)
         if self.augment is not None:
             self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
             item = {name: torch.as_tensor(value) for name, value in self.augment(item).items()}
-        return {**item, "case": self.cases[self.items[draw.item].case].case, "seed": draw.seed}
+        case = self.cases[self.items[draw.item].case].case
+        return {**item, "case": case, "seed": draw.seed, "unreadable": unreadable}
+
+    def _instead(self, draw: Draw) -> tuple[Draw, dict[str, Tensor]]:
+        """A readable item for one that is not, the same each time; CaseError where `REDRAWS` others are unreadable too."""
+        for attempt in range(REDRAWS):
+            other = replace(draw, item=derive(draw.seed, "instead", attempt) % len(self))
+            try:
+                return other, self.image(other.item, other.seed)
+            except CaseError:
+                continue
+        return draw, self.image(draw.item, draw.seed)
 
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
         """Item `index` without augmentation: "image", and "label" if there are labels, each (1, *size) float32.
@@ -116,8 +132,17 @@ def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: f
 class Steps(Sampler[list[Draw]]):
     """The batches of the steps `start` to `stop`: item p of the run is item p mod n of a shuffle of its own epoch."""
 
-    def __init__(self, items: int, batch: int, start: int, stop: int, seed: int) -> None:
+    def __init__(
+        self,
+        items: int,
+        batch: int,  # of all processes together
+        start: int,
+        stop: int,
+        seed: int,
+        part: slice = slice(None),  # of the batch: this process's places in it
+    ) -> None:
         self.items, self.batch, self.start, self.stop, self.seed = items, batch, start, stop, seed
+        self.part = part
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -126,7 +151,7 @@ class Steps(Sampler[list[Draw]]):
         epoch, order = -1, np.empty(0, dtype=int)
         for step in range(self.start, self.stop):
             draws = []
-            for position in range(step * self.batch, (step + 1) * self.batch):
+            for position in range(step * self.batch, (step + 1) * self.batch)[self.part]:
                 if position // self.items != epoch:
                     epoch = position // self.items
                     order = np.random.default_rng(derive(self.seed, "order", epoch)).permutation(self.items)
@@ -134,11 +159,17 @@ class Steps(Sampler[list[Draw]]):
             yield draws
 
 
-def training_loader(images: Images, batch: int, start: int, stop: int, seed: int) -> DataLoader:
-    """Batches {"image": (B, 1, *size), "label": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`."""
+def training_loader(
+    images: Images, batch: int, start: int, stop: int, seed: int, part: slice = slice(None)
+) -> DataLoader:
+    """Batches {"image": (B, 1, *size), "label": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`.
+
+    Of every batch only the `part` of this process. "unreadable" (B,) is the number of the case that another one stands in
+    for, -1 where the item is the one that was drawn.
+    """
     return DataLoader(
         images,
-        batch_sampler=Steps(len(images), batch, start, stop, seed),
+        batch_sampler=Steps(len(images), batch, start, stop, seed, part),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
     )
