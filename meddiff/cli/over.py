@@ -9,6 +9,7 @@ from rich.progress import Progress
 from meddiff.cli.console import tell
 from meddiff.config import Config, parse_config
 from meddiff.data.inputs import Scan
+from meddiff.engines.processes import mine, total
 from meddiff.errors import MeddiffError, RunError
 
 
@@ -22,15 +23,16 @@ def with_options(config: Config, run: Path, task: str, **given: Any) -> Config:
 
 
 def each(scans: Sequence[Scan], work: Callable[[Scan], None], bar: Progress, title: str) -> int:
-    """Do `work` on every scan; the number of those that failed, each with its message on stderr."""
-    task = bar.add_task(title, total=len(scans), note="")
+    """Do `work` on every scan, each process on its share; the number of all that failed, each with its message on stderr."""
+    own = mine(scans)
+    task = bar.add_task(title, total=len(own), note="")
     failed = 0
-    for scan in scans:
+    for scan in own:
         bar.update(task, note=scan.name)
         try:
             work(scan)
         except (MeddiffError, OSError) as error:
             failed += 1
-            tell.print(f"{scan.name}: {error}", style="red", highlight=False, markup=False)
+            tell.fail(f"{scan.name}: {error}", style="red", markup=False)
         bar.advance(task)
-    return failed
+    return int(total(failed))

@@ -7,6 +7,8 @@ import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
 
+SHOWN = 64  # samples in grid.png
+
 
 def command(
     run: Annotated[Path, typer.Argument(help="A run folder of `meddiff train`.")],
@@ -35,26 +37,32 @@ def command(
 
     from meddiff.config import parse_config
     from meddiff.engines.predict import sample_set, write_image
+    from meddiff.engines.processes import first, gathered, join
     from meddiff.engines.run import Run
     from meddiff.engines.trainer import choose_device
     from meddiff.report.figures import save_mosaic, write_png
 
+    join(device)
     opened = Run.open(run)
     tree: dict[str, Any] = opened.config().model_dump(mode="json")
     given = {"sampler": sampler, "steps": steps, "batch": batch}
     tree["sample"] |= {name: value for name, value in given.items() if value is not None}
     config = parse_config(tree, f"{run} with the options given")
     model, card = opened.load_model(choose_device(device))
-    shown: list[torch.Tensor] = []
+    shown: dict[str, torch.Tensor] = {}
     with progress(quiet) as bar:
         task = bar.add_task("Sampling", total=n, note="")
 
-        def done(sample: torch.Tensor) -> None:
-            if len(shown) < 64:
-                shown.append(sample.clamp(-1, 1))
+        def done(name: str, sample: torch.Tensor) -> None:
+            if len(shown) < SHOWN:
+                shown[name] = sample.clamp(-1, 1)
             bar.advance(task)
 
         write = write_image if format == "nifti" else write_png(card.space)
         sample_set(model, card, config, n, output, seed, write, done)
-    save_mosaic(output / "grid.png", torch.stack(shown), columns=8 if config.network.spatial_dims == 2 else 1)
+    every = [item for part in gathered(shown) for item in part.items()]
+    if not first():
+        return
+    grid = torch.stack([sample for _, sample in sorted(every)[:SHOWN]])
+    save_mosaic(output / "grid.png", grid, columns=8 if config.network.spatial_dims == 2 else 1)
     tell.print(f"{n} samples in {output}; look at {output / 'grid.png'}", highlight=False)

@@ -1,7 +1,7 @@
 """What the scan learns from one file: its digest, its grid, and the values of a label map."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +33,30 @@ class Facts:
     error: str = ""
 
 
-def gather(roles: Mapping[Path, Role], progress: Callable[[int, int], None] | None = None) -> dict[Path, Facts]:
+@dataclass(frozen=True)
+class Share:
+    """How several processes read the files of one scan."""
+
+    mine: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths  # those that this process reads
+    gathered: Callable[[dict[Path, Facts]], list[dict[Path, Facts]]] = lambda facts: [facts]  # what each of them read
+
+
+ALONE = Share()
+
+
+def gather(
+    roles: Mapping[Path, Role], progress: Callable[[int, int], None] | None = None, share: Share = ALONE
+) -> dict[Path, Facts]:
     """Facts of every file, read by a few threads, in the order of `roles`; `progress` is told (done, total)."""
+    own = share.mine(list(roles))
     facts = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for path, fact in zip(roles, pool.map(_one, roles, roles.values()), strict=True):
+        for path, fact in zip(own, pool.map(_one, own, [roles[path] for path in own]), strict=True):
             facts[path] = fact
             if progress:
-                progress(len(facts), len(roles))
-    return facts
+                progress(len(facts), len(own))
+    every = {path: fact for part in share.gathered(facts) for path, fact in part.items()}
+    return {path: every[path] for path in roles}
 
 
 def _one(path: Path, role: Role) -> Facts:

@@ -79,7 +79,9 @@ def fit(
     """
     with ExitStack() as held:
         interruption = held.enter_context(Interruption())
-        return _fit(config, Run.open(folder) if resume else Run(folder), resume, force, attach, on_case, interruption, held)
+        return _fit(
+            config, Run.open(folder) if resume else Run(folder), resume, force, attach, on_case, interruption, held
+        )
 
 
 def _fit(

@@ -28,7 +28,9 @@ from meddiff.networks.blocks import ResBlock
 from meddiff.networks.unet import UNet
 from meddiff.tasks.task import Task
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # a checkpoint does not show how many processes made it
+WHOLE = StateDictOptions(
+    full_state_dict=True, cpu_offload=True
+)  # a checkpoint does not show how many processes made it
 
 
 def laid_out(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:

@@ -18,7 +18,9 @@ from meddiff.diffusion.samplers import SAMPLERS, OnStep, grid_steps
 from meddiff.diffusion.sigmas import GRIDS
 from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.checkpoint import write_atomic
+from meddiff.engines.processes import barrier, first, gathered, mine
 from meddiff.engines.trainer import autocast
+from meddiff.engines.volumes import in_batches
 from meddiff.errors import RunError
 from meddiff.imaging.nifti import write_nifti
 from meddiff.imaging.volume import Volume
@@ -59,8 +61,8 @@ def draw_samples(
             return denoise(x, sigma, cond).clamp(-1, 1)
 
     sigmas = sigma_grid(sample)
-    for first in range(0, len(names), sample.batch):
-        batch = names[first : first + sample.batch]
+    for part in in_batches(len(names), sample.batch):
+        batch = names[part]
         eps = draw(config.diffusion.noise, (channels, *size), [generator(seed, "start", name) for name in batch])
         x = sigmas[0].item() * eps.to(device)
         with torch.no_grad():
@@ -79,11 +81,12 @@ def sample_set(
     folder: Path,
     seed: int,
     write: Callable[[Path, Volume], Path],  # writes one image under a stem and returns its path
-    on_case: Callable[[Tensor], None] | None = None,  # told each sample in model units,
+    on_case: Callable[[str, Tensor], None] | None = None,  # told the name and the sample in model units
 ) -> Manifest:
     """`n` samples as files, each beside a JSON sidecar, and the manifest of the set.
 
-    Refuses a folder that holds anything but this very set.
+    Several processes share the batches: a batch has the same bytes whoever draws it. Refuses a folder that holds anything
+    but this very set.
     """
     settings = {
         "weights": card.weights,
@@ -94,9 +97,10 @@ def sample_set(
         "versions": versions(),
     }
     _refuse_other_set(folder, settings)
+    barrier()  # before another process writes here
     folder.mkdir(parents=True, exist_ok=True)
     task = _synthesis(config)
-    names = [f"sample_{i:05d}" for i in range(n)]
+    names = [f"sample_{i:05d}" for part in mine(in_batches(n, config.sample.batch)) for i in range(n)[part]]
     cases = []
     for name, sample in zip(names, draw_samples(model, config, names, seed), strict=True):
         volume = task.outcome(sample, card.space)["image"]
@@ -107,9 +111,10 @@ def sample_set(
         if path.name.endswith(".nii.gz"):
             cases.append(_case(name, path, volume, sha256))
         if on_case:
-            on_case(sample)
-    manifest = Manifest(tuple(cases), folder.absolute())
-    if cases:
+            on_case(name, sample)
+    everyone = (case for part in gathered(cases) for case in part)
+    manifest = Manifest(tuple(sorted(everyone, key=lambda case: case.case)), folder.absolute())
+    if manifest.cases and first():
         manifest.write(folder / "manifest.jsonl")
     return manifest
 

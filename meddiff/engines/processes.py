@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from meddiff.errors import RunError
+
 PATIENCE = timedelta(hours=2)  # that a process waits for another: the first one may be preprocessing
 T = TypeVar("T")
 
@@ -26,6 +28,8 @@ def join(device: str = "cpu") -> None:
     import ignite.distributed as idist
     import torch
 
+    if torch.distributed.is_initialized():
+        return
     cuda = device.startswith(("auto", "cuda")) and torch.cuda.is_available()
     # under SLURM, Ignite would take the ranks of SLURM's tasks; those are the launchers, not the processes they started
     slurm = os.environ.pop("SLURM_JOB_ID", None)
@@ -91,10 +95,20 @@ def raised(*flags: bool) -> list[bool]:
 @contextmanager
 def first_alone() -> Iterator[None]:
     """The first process goes through the block before the others: what it leaves on the disk they find there."""
+    if not first():
+        barrier()
+    yield
+    if first():
+        barrier()
+
+
+def barrier() -> None:
+    """Wait until every process is here; RunError where one of them is gone."""
+    if world() == 1:
+        return
     import ignite.distributed as idist
 
-    if not first():
+    try:
         idist.barrier()
-    yield
-    if first() and world() > 1:
-        idist.barrier()
+    except RuntimeError as e:
+        raise RunError("Another process of this command ended; its own message says why.") from e

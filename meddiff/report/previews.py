@@ -15,6 +15,7 @@ from meddiff.diffusion.noise import draw
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.engines.fit import Session
 from meddiff.engines.predict import draw_samples, sigma_grid
+from meddiff.engines.processes import first
 from meddiff.report.figures import save_mosaic, save_panels, save_process
 from meddiff.seeds import generator
 from meddiff.tasks.restoration import answer
@@ -28,17 +29,19 @@ def previews(session: Session) -> None:
     """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for synthesis also the two processes.
 
     Synthesis shows samples. Segmentation and restoration show what they do with a few held-out images, or training images
-    where no split was held out.
+    where no split was held out. Of several processes all draw, since each may hold a share of the model, and the first saves.
     """
     if session.config.task != "synthesis":
         _attach(session, _given(session))
         return
-    session.engine.add_event_handler(
-        Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
-    )
+    if first():
+        session.engine.add_event_handler(
+            Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
+        )
     _attach(session, lambda path: save_preview(session, path))
     session.engine.add_event_handler(
-        Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
+        Events.COMPLETED,
+        lambda: _with_average(session, lambda: save_reverse(session, session.run.previews / "reverse.png")),
     )
 
 
@@ -48,9 +51,14 @@ def _attach(session: Session, save: Callable[[Path], None]) -> None:
     def show() -> None:
         step = session.engine.state.iteration
         if step % every == 0 or step == last:
-            save(session.run.previews / f"step_{step:08d}.png")
+            _with_average(session, lambda: save(session.run.previews / f"step_{step:08d}.png"))
 
     session.engine.add_event_handler(Events.ITERATION_COMPLETED, show)
+
+
+def _with_average(session: Session, act: Callable[[], None]) -> None:
+    with session.ema.on(session.device):
+        act()
 
 
 def _given(session: Session) -> Callable[[Path], None]:
@@ -76,7 +84,8 @@ def save_labels(session: Session, batch: dict[str, Tensor], path: Path) -> None:
         ("First answer", p.argmax(1, keepdim=True) * grey - 1),
         ("Doubt", 1 - 2 * p.amax(1, keepdim=True)),
     ]
-    save_panels(path, panels, 1)
+    if first():
+        save_panels(path, panels, 1)
 
 
 @torch.no_grad()
@@ -88,7 +97,8 @@ def save_restored(session: Session, batch: dict[str, Tensor], path: Path) -> Non
     assert cond is not None
     assert cond.image is not None
     m, _, _ = answer(model, cond.map(lambda v: v.to(session.device)))
-    save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
+    if first():
+        save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
 
 
 def save_preview(session: Session, path: Path) -> None:
@@ -96,7 +106,8 @@ def save_preview(session: Session, path: Path) -> None:
     count = SHOWN[session.config.network.spatial_dims]
     names = [f"preview_{i}" for i in range(count)]
     samples = torch.stack(list(draw_samples(session.ema.model, session.config, names, session.config.train.seed)))
-    save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
+    if first():
+        save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
 
 
 def save_forward(session: Session, path: Path) -> None:
@@ -119,6 +130,8 @@ def save_reverse(session: Session, path: Path) -> None:
 
     config = session.config
     list(draw_samples(session.ema.model, config, ["preview_0"], config.train.seed, on_step=keep))
+    if not first():
+        return
     sigmas = sigma_grid(config.sample)[1:]
     chosen = torch.linspace(0, len(states) - 1, min(STAGES, len(states))).round().long().tolist()
     rows = [("x", [states[i] for i in chosen]), ("D(x)", [denoised[i] for i in chosen])]
