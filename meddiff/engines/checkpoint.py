@@ -50,11 +50,16 @@ def save_checkpoint(
 ) -> Path:
     """`step_00000500.pt` beside its `Record`; all but the newest `keep` and the one of least held-out loss are removed.
 
+    The state gets "best" besides: the step and the value of the least held-out loss so far, None where none was measured.
     RunError where the disk has no room for it: the checkpoints before it stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    best = best_checkpoint(folder)
+    least = None if best is None else {"step": best.step, "held_out": best.held_out}
+    if held_out is not None and (best is None or best.held_out is None or held_out < best.held_out):
+        least = {"step": step, "held_out": held_out}
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save({**state, "best": least}, buffer)
     content = buffer.getvalue()
     free = shutil.disk_usage(folder).free
     if free < len(content) + RESERVE:
