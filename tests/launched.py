@@ -12,7 +12,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["meddiff.cli", "meddiff.report.previews", "ignite.distributed", "launched"])
+CONTEXT.set_forkserver_preload(
+    [
+        "meddiff.cli",
+        "meddiff.report.previews",
+        "ignite.distributed",
+        "torch.distributed.checkpoint.state_dict",
+        "launched",
+    ]
+)
 PATIENCE_S = 120
 
 

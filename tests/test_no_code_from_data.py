@@ -8,7 +8,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "meddiff").rglob("*.py"), *(ROOT / "scripts").glob("*.py")])
 MODULES = {"pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "torch.hub"}
-CALLS = {"eval", "exec", "compile", "__import__", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "os.system", "os.popen"}
+CALLS = {
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "os.system",
+    "os.popen",
+}
 METHODS = {"extractall", "unpack_archive"}
 ARGUMENTS = {("weights_only", False), ("allow_pickle", True), ("shell", True)}
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry, Store, label_names
 from meddiff.data.transforms import AXES
 from meddiff.engines.card import Card, build_model, build_task, versions
-from meddiff.engines.checkpoint import load_checkpoint, refuse_other, save_checkpoint
+from meddiff.engines.checkpoint import load_checkpoint, refuse_other
 from meddiff.engines.ema import EMA
 from meddiff.engines.interruption import Interruption
+from meddiff.engines.keeper import Keeper
+from meddiff.engines.log import write_log
 from meddiff.engines.parallel import laid_out
-from meddiff.engines.processes import first, first_alone, raised
+from meddiff.engines.processes import first, first_alone
 from meddiff.engines.quarantine import Quarantine
 from meddiff.engines.run import Run
 from meddiff.engines.state import Training
@@ -38,10 +39,9 @@ from meddiff.engines.trainer import (
     own_part,
     trainer,
 )
-from meddiff.errors import ManifestError, RunError, Stopped
+from meddiff.errors import ManifestError, RunError
 from meddiff.tasks.task import Space, Task
 
-LOG_EVERY = 10  # steps
 HELD_OUT = 256  # images, at most, that the held-out loss is measured on
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class Session:
     images: Images  # that it trains on
     held_out: Images | None  # the split val
     device: torch.device
-    measured: int = 0  # step of the held-out loss
+    keeper: Keeper
 
 
 def fit(
@@ -146,44 +146,24 @@ def _fit(
         if state is not None:  # a kill may have come between the weights and their card
             run.save_model(state["ema"], card.model_copy(update={"step": start}))
     quarantine.write(run, start)
-    session = Session(run, config, engine, model, task, ema, card, images, held_out, device)
-    saved = [start]
-
-    def save() -> None:
-        step = engine.state.iteration
-        if step == saved[0]:
-            return
-        saved[0] = step
-        state = training.capture()
-        if first():
-            loss = engine.state.metrics["held_out"] if session.measured == step else None
-            save_checkpoint(run.checkpoints, step, state, identity, keep=train.keep_checkpoints, held_out=loss)
-            run.save_model(state["ema"], card.model_copy(update={"step": step}))
-
-    def at_the_end_of_a_step() -> None:
-        new = quarantine.found(images, engine.state.batch["unreadable"].tolist())  # type: ignore[index, call-overload]
-        stop, new = raised(interruption.asked, new)
-        if new:
-            quarantine.share()
-            quarantine.write(run, engine.state.iteration)
-        if stop:
-            save()
-            raise Stopped(f"Stopped by a signal after step {engine.state.iteration}, which is saved; --resume goes on.")
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, at_the_end_of_a_step)
+    keeper = Keeper(
+        run, training, card, images, identity, train.keep_checkpoints, quarantine, interruption, saved=start
+    )
+    session = Session(run, config, engine, model, task, ema, card, images, held_out, device, keeper)
+    keeper.watch(engine)
     if held_out is not None:
         _measure(session, fixed(held_out, HELD_OUT))
     if first():
-        _write_log(session)
+        write_log(run, engine, train.steps)
     for handler in attach:
         handler(session)
-    engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps)), save)
-    interruption.begin()
+    every = Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps))
+    engine.add_event_handler(every, keeper.save)
     if start < train.steps:
         try:
             engine.run(training_loader(images, train.batch, start, train.steps, train.seed, part))
         except RuntimeError as e:
-            raise _explained(e, saved[0]) from e
+            raise _explained(e, keeper.saved) from e
     return run
 
 
@@ -294,42 +274,8 @@ def _measure(session: Session, items: dict[str, Tensor]) -> None:
     def measure(engine: Engine) -> None:
         with session.ema.on(session.device):
             engine.state.metrics["held_out"] = float(judge.run(batches).metrics["loss"])
-        session.measured = engine.state.iteration
+        session.keeper.measured = engine.state.iteration
 
     session.engine.add_event_handler(
         Events.ITERATION_COMPLETED(event_filter=_every(train.validate_every, train.steps)), measure
     )
-
-
-def _write_log(session: Session) -> None:
-    """Attach log.jsonl and TensorBoard: the mean loss of the last steps, the rate, the held-out loss when it is new."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    engine, train = session.engine, session.config.train
-    writer = SummaryWriter(str(session.run.tensorboard), purge_step=engine.state.iteration + 1)
-    losses: list[float] = []
-    noted: list[float | None] = [None]  # the held-out loss that is in the log already; it stays for others to show
-    began = [time.monotonic()]
-
-    def note(engine: Engine) -> None:
-        output: dict[str, float] = engine.state.output  # type: ignore[assignment]
-        losses.append(output["loss"])
-        step = engine.state.iteration
-        if step % LOG_EVERY and step != train.steps:
-            return
-        now = time.monotonic()
-        rate = len(losses) / max(now - began[0], 1e-9)
-        record = {"step": step, "loss": sum(losses) / len(losses), "lr": output["lr"], "grad_norm": output["grad_norm"]}
-        engine.state.metrics["loss"] = record["loss"]
-        if engine.state.metrics.get("held_out") != noted[0]:
-            record["held_out"] = noted[0] = engine.state.metrics["held_out"]
-        for name, value in record.items():
-            if name != "step":
-                writer.add_scalar(name, value, step)
-        with session.run.log_path.open("a") as file:
-            file.write(json.dumps({**record, "steps_per_s": rate}) + "\n")
-        losses.clear()
-        began[0] = now
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, note)
-    engine.add_event_handler(Events.COMPLETED, lambda: writer.close())

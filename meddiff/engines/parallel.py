@@ -1,6 +1,7 @@
 """How a model lies on devices and processes: DDP or FSDP2, compiled or not, in which memory layout. Nothing else knows.
 
-Everything here leaves what is computed as it is, to rounding.
+Everything here leaves what is computed as it is, to rounding. What only some runs need of torch is imported by them: it takes
+seconds.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,16 +10,6 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from meddiff.config import TrainConfig
@@ -28,9 +19,8 @@ from meddiff.networks.blocks import ResBlock
 from meddiff.networks.unet import UNet
 from meddiff.tasks.task import Task
 
-WHOLE = StateDictOptions(
-    full_state_dict=True, cpu_offload=True
-)  # a checkpoint does not show how many processes made it
+# a checkpoint does not show how many processes made it: whole tensors, on the CPU, by the names of the weights
+WHOLE = {"full_state_dict": True, "cpu_offload": True}
 
 
 def laid_out(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
@@ -40,6 +30,9 @@ def laid_out(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.M
         model.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)  # type: ignore[call-overload]
     networks = [m for m in model.modules() if isinstance(m, UNet)]
     if train.parallel == "fsdp" and world() > 1:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
         mesh = init_device_mesh(device.type, (world(),))
         blocks = [m for network in networks for m in network.modules() if isinstance(m, ResBlock)]
         for module in (*blocks, *networks):  # inner ones first; all give their memory back after a forward pass
@@ -76,7 +69,7 @@ def objective(model: nn.Module, task: Task, train: TrainConfig, device: torch.de
 def reduced(own: nn.Module, now: bool) -> Iterator[None]:
     """Reduce the gradients in the backward pass inside, or leave them here until one that does."""
     for module in own.modules():
-        if isinstance(module, FSDPModule):
+        if hasattr(module, "set_requires_gradient_sync"):  # of FSDP2
             module.set_requires_gradient_sync(now, recurse=False)
     if now or not isinstance(own, DistributedDataParallel):
         yield
@@ -88,24 +81,32 @@ def reduced(own: nn.Module, now: bool) -> Iterator[None]:
 def clipped(parameters: Iterable[nn.Parameter], most: float) -> float:
     """The norm of all gradients, which are scaled down to `most` where they are longer."""
     norm = nn.utils.clip_grad_norm_(parameters, most)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of FSDP2: each process has a part
 
 
 def whole_weights(model: nn.Module) -> dict[str, Tensor]:
     """The weights on the CPU; in the first process, and empty in the others. All processes must call it."""
-    return get_model_state_dict(model, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(**WHOLE))
 
 
 def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state by the names of the weights; as `whole_weights`."""
-    return get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+    return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**WHOLE))
 
 
 def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put whole weights into a model, however it is laid out; RuntimeError where they are another network's."""
-    set_model_state_dict(model, dict(state), options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+
+    set_model_state_dict(model, dict(state), options=StateDictOptions(**WHOLE))
 
 
 def take_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Put the state of `whole_optimizer` into an optimizer."""
-    set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(**WHOLE))

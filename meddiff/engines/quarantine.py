@@ -47,8 +47,7 @@ class Quarantine:
         """Add the cases of these numbers, -1 being none; whether any of them is new."""
         before = len(self.cases)
         for number in {n for n in numbers if n >= 0}:
-            case = images.cases[number]
-            self.add(case.case, _why(images, number))
+            self.add(images.cases[number].case, _why(images, number))
         return len(self.cases) > before
 
     def share(self) -> None:

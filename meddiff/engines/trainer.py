@@ -106,7 +106,8 @@ def trainer(
     device: torch.device,
     skips: Skips | None = None,
 ) -> Engine:
-    """An engine whose iteration is one optimiser step; `state.output` is {"loss", "lr", "grad_norm"} of the whole batch.
+    """An engine whose iteration is one optimiser step; `state.output` is {"loss", "lr", "grad_norm"} of the whole batch
+    and {"skipped"}, the steps of the run that were skipped.
 
     A batch holds this process's part. All randomness of a step is derived from the seed, the step and the place in the
     whole batch. A step whose loss or gradient is not finite changes nothing; RunError after `train.nonfinite_limit` in a row.
@@ -147,7 +148,7 @@ def trainer(
             ema.update(model)
         skipped.count(healthy)
         _judge(skipped, train, now, mean, norm)
-        return {"loss": mean, "lr": learning_rate(train, now), "grad_norm": norm}
+        return {"loss": mean, "lr": learning_rate(train, now), "grad_norm": norm, "skipped": skipped.all}
 
     return Engine(step)
 
@@ -162,7 +163,7 @@ def _judge(skips: Skips, train: TrainConfig, now: int, loss: float, norm: float)
             f"{what}, and {skips.in_a_row} steps in a row were skipped for that. Nothing of these was saved. Lower train.lr "
             f"(now {train.lr:g}), or use train.precision: fp32; then --resume from the last checkpoint with --force."
         )
-    log.warning("%s: the step is skipped, the %d. of this run.", what, skips.all)
+    log.warning("%s: the step is skipped; %d skipped so far.", what, skips.all)
 
 
 @contextmanager
