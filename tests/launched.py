@@ -63,6 +63,7 @@ def ended(process: multiprocessing.Process) -> int:
 def _call(function: Callable, arguments: tuple, said: Path, environment: dict[str, str]) -> None:
     import torch
 
+    multiprocessing.set_start_method("fork", force=True)  # of its loader processes, as in a process of its own
     os.environ.update(environment)
     os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), 2)
     sys.stderr = os.fdopen(2, "w", buffering=1)

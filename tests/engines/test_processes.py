@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -170,3 +173,29 @@ def test_a_batch_that_cannot_be_shared_evenly_and_a_command_for_one_are_refused(
     assert not (tmp_path / "run").exists()
     assert together(2, command, "evaluate", tmp_path, "-o", tmp_path / "e", said=tmp_path / "said") == [2, 2]
     assert "evaluate is done by one process; call it without torchrun" in (tmp_path / "said.1").read_text()
+
+
+@pytest.mark.slow
+def test_torchrun_passes_a_signal_on_and_the_run_goes_on(folder, tmp_path):
+    path, run = tmp_path / "c.yaml", Run(tmp_path / "run")
+    path.write_text(yaml.safe_dump(settings(folder / "cache", steps=100000, checkpoint_every=100000)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "meddiff"]
+    train = [*torchrun, "train", str(path), "-o", str(run.folder)]
+    process = subprocess.Popen(train, stderr=(tmp_path / "said").open("w"))
+    while not run.log_path.exists() and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) != 0
+    assert "Stopped by a signal after step" in " ".join((tmp_path / "said").read_text().split())
+    step, _ = load_checkpoint(run.checkpoints, {})
+    assert step >= 10
+    shorter = ["--resume", "--force", "--set", f"train.steps={step + 2}"]
+    assert subprocess.run([*train, *shorter], stderr=subprocess.DEVNULL, check=False).returncode == 0
+    assert run.load_model(torch.device("cpu"))[1].step == step + 2
+
+
+@pytest.mark.slow
+def test_a_compiled_network_trains_to_rounding_as_the_other(folder, tmp_path, alone):
+    plain = settings(folder / "cache", compile=True)
+    assert together(1, train, plain, tmp_path / "run", tmp_path / "losses", said=tmp_path / "said") == [0]
+    assert_same_run(Run(tmp_path / "run"), alone)
