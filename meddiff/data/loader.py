@@ -1,5 +1,6 @@
 """Manifest + transforms + store -> batches. What step k sees is a function of the seed and k alone."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,7 @@ from meddiff.errors import CaseError, ManifestError
 from meddiff.seeds import derive
 
 REDRAWS = 8  # random patches tried for one with enough foreground, and items for one that can be read
+GRACE_S = 60  # that a loader process lives after SIGTERM
 OUTSIDE = {"image": -1.0, "label": 0.0, "given": -1.0}  # what lies around a volume: background
 
 
@@ -181,7 +183,14 @@ def training_loader(
         batch_sampler=Steps(len(images), batch, start, stop, seed, part),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
+        worker_init_fn=_outlive if images.data.workers else None,
     )
+
+
+def _outlive(worker: int) -> None:
+    """Let a loader process live on after a signal to all of a job, as long as the last step and its checkpoint take."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def fixed(images: Images, most: int) -> dict[str, Tensor]:

@@ -101,13 +101,16 @@ def test_killed_at_random_with_a_torn_checkpoint_it_still_ends_in_the_same_bits(
     assert [json.loads(line)["step"] for line in run.log_path.read_text().splitlines()] == [STEPS]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_saves_at_the_end_of_the_step(cache, tmp_path, whole, number):
+@pytest.mark.parametrize(("number", "workers"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 0)])
+def test_a_signal_saves_at_the_end_of_the_step(cache, tmp_path, whole, number, workers):
     def ask(session):
+        for process in active_children():  # clusters send it to every process of a job
+            os.kill(process.pid, number)
+        time.sleep(0.2)
         os.kill(os.getpid(), number)
 
     with pytest.raises(Stopped, match="after step 3, which is saved"):
-        fit(settings(cache), tmp_path / "run", attach=[at(3, ask, Events.ITERATION_STARTED)])
+        fit(settings(cache, workers=workers), tmp_path / "run", attach=[at(3, ask, Events.ITERATION_STARTED)])
     assert signal.getsignal(number) == signal.SIG_DFL
     assert load_checkpoint(tmp_path / "run" / "checkpoints", {})[0] == 3
     assert_same(fit(settings(cache), tmp_path / "run", resume=True), whole)
