@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -24,7 +24,7 @@ class EMA:
         """Take one step towards the weights of `model`, on whatever device it is; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        own = list(self.model.parameters())
+        own: list[Tensor] = list(self.model.parameters())
         others = [other.to(p.device) for p, other in zip(own, model.parameters(), strict=True)]
         torch._foreach_lerp_(own, others, 1 - decay)
         for buffer, other in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -26,7 +26,7 @@ from meddiff.engines.ema import EMA
 from meddiff.engines.interruption import Interruption
 from meddiff.engines.keeper import Keeper
 from meddiff.engines.log import write_log
-from meddiff.engines.parallel import laid_out
+from meddiff.engines.parallel import lay_out
 from meddiff.engines.processes import first, first_alone
 from meddiff.engines.quarantine import Quarantine
 from meddiff.engines.run import Run
@@ -120,8 +120,8 @@ def _fit(
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
     model = build_model(config, sigma_data, images.labels, known.classes)
     ema = EMA(model, train.ema)
-    laid_out(model, train, device)
-    laid_out(ema.model, train, torch.device(train.ema_device or device))
+    lay_out(model, train, device)
+    lay_out(ema.model, train, torch.device(train.ema_device or device))
     optimizer = optimizer_for(model, train)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
     skips = Skips()

@@ -6,7 +6,7 @@ seconds.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -19,12 +19,12 @@ from meddiff.networks.blocks import ResBlock
 from meddiff.networks.unet import UNet
 from meddiff.tasks.task import Task
 
-# a checkpoint does not show how many processes made it: whole tensors, on the CPU, by the names of the weights
-WHOLE = {"full_state_dict": True, "cpu_offload": True}
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
 
 
-def laid_out(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.Module:
-    """The model on its device, in the layout and the share that the config asks for; before an optimizer takes its weights."""
+def lay_out(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
+    """Put a model on its device, in the layout and the share that the config asks for; before an optimizer takes its weights."""
     if train.channels_last:
         volumes = any(p.ndim == 5 for p in model.parameters())
         model.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)  # type: ignore[call-overload]
@@ -41,7 +41,6 @@ def laid_out(model: nn.Module, train: TrainConfig, device: torch.device) -> nn.M
     if train.compile:
         for network in networks:
             network.compile()
-    return model
 
 
 class Objective(nn.Module):
@@ -69,8 +68,9 @@ def objective(model: nn.Module, task: Task, train: TrainConfig, device: torch.de
 def reduced(own: nn.Module, now: bool) -> Iterator[None]:
     """Reduce the gradients in the backward pass inside, or leave them here until one that does."""
     for module in own.modules():
-        if hasattr(module, "set_requires_gradient_sync"):  # of FSDP2
-            module.set_requires_gradient_sync(now, recurse=False)
+        switch = getattr(module, "set_requires_gradient_sync", None)  # of FSDP2
+        if switch is not None:
+            switch(now, recurse=False)
     if now or not isinstance(own, DistributedDataParallel):
         yield
         return
@@ -84,29 +84,36 @@ def clipped(parameters: Iterable[nn.Parameter], most: float) -> float:
     return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)  # of FSDP2: each process has a part
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weights on the CPU; in the first process, and empty in the others. All processes must call it."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+def _whole() -> "StateDictOptions":
+    """A checkpoint does not show how many processes made it: whole tensors, on the CPU, by the names of the weights."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions
 
-    return get_model_state_dict(model, options=StateDictOptions(**WHOLE))
+    return StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def whole_weights(model: nn.Module) -> dict[str, Any]:
+    """The weights on the CPU; in the first process, and empty in the others. All processes must call it."""
+    from torch.distributed.checkpoint.state_dict import get_model_state_dict
+
+    return get_model_state_dict(model, options=_whole())
 
 
 def whole_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """The optimizer's state by the names of the weights; as `whole_weights`."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    return get_optimizer_state_dict(model, optimizer, options=StateDictOptions(**WHOLE))
+    return get_optimizer_state_dict(model, optimizer, options=_whole())
 
 
 def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Put whole weights into a model, however it is laid out; RuntimeError where they are another network's."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.checkpoint.state_dict import set_model_state_dict
 
-    set_model_state_dict(model, dict(state), options=StateDictOptions(**WHOLE))
+    set_model_state_dict(model, dict(state), options=_whole())
 
 
 def take_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Put the state of `whole_optimizer` into an optimizer."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+    from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
-    set_optimizer_state_dict(model, optimizer, state, options=StateDictOptions(**WHOLE))
+    set_optimizer_state_dict(model, optimizer, state, options=_whole())

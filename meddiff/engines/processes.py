@@ -89,7 +89,8 @@ def raised(*flags: bool) -> list[bool]:
     import ignite.distributed as idist
     import torch
 
-    return [bool(flag) for flag in idist.all_reduce(torch.tensor(flags, dtype=torch.int32), op="MAX")]
+    own = torch.tensor(flags, dtype=torch.int32)
+    return [bool(flag) for flag in torch.as_tensor(idist.all_reduce(own, op="MAX"))]
 
 
 @contextmanager

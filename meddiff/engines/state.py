@@ -24,7 +24,7 @@ class Training:
 
     def capture(self) -> dict[str, Any]:
         """The state on the CPU, in the first process; all processes must call it. RunError where a weight is not finite."""
-        state = {
+        state: dict[str, Any] = {
             "model": whole_weights(self.model),
             "ema": whole_weights(self.ema.model),
             "updates": self.ema.updates,
