@@ -79,10 +79,10 @@ def command(
         table = Table("case", "split", "modality", "shape", "spacing mm", "first file", title="Accepted")
         for case in cases:
             source = case.image[0]
-            first = source.path or (source.files or ("",))[0]
+            named = source.path or (source.files or ("",))[0]
             spacing = " x ".join(f"{s:.3g}" for s in case.spacing_mm)
             names = ", ".join(s.modality for s in case.image)
-            table.add_row(case.case, case.split, names, " x ".join(map(str, case.shape)), spacing, first)
+            table.add_row(case.case, case.split, names, " x ".join(map(str, case.shape)), spacing, named)
         tell.print(table)
         table = Table("file", "reason", "detail", title="Refused")
         for one in refused:

@@ -46,7 +46,7 @@ class Keeper:
         """Attach what looks at every step first: whether a case was unreadable, and whether a signal came."""
 
         def look(engine: Engine) -> None:
-            unreadable: list[int] = engine.state.batch["unreadable"].tolist()  # type: ignore[index, call-overload]
+            unreadable: list[int] = engine.state.batch["unreadable"].tolist()  # type: ignore[index]
             stop, new = raised(self.interruption.asked, self.quarantine.found(self.images, unreadable))
             if new:
                 self.quarantine.share()
