@@ -54,6 +54,7 @@ def test_a_baseline_of_volumes_trains(tmp_path, kind):
     [
         ("network", {"attention": [False, True], "head_channels": 8}, "it has no network.attention"),
         ("network", {"checkpointing": True}, "it has no network.checkpointing"),
+        ("train", {"parallel": "fsdp"}, "it has no train.parallel fsdp"),
         ("train", {"reference": 8}, "it has no train.reference"),
         ("diffusion", {"parameterization": "v"}, "it has no diffusion"),
         ("data", {"paired": True}, "it has no data.paired"),
