@@ -77,7 +77,7 @@ class DataConfig(Settings):
 
 
 class NetworkConfig(Settings):
-    """The U-Net."""
+    """The U-Net, or the two halves of an autoencoder."""
 
     spatial_dims: Literal[2, 3]
     channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)  # per level, finest first
@@ -91,6 +91,11 @@ class NetworkConfig(Settings):
     sampling_channels: tuple[Annotated[int, Field(ge=1)], ...] | None = (
         None  # segmentation and restoration: per level, of the second network, which samples; half of `channels` unless given
     )
+
+    @property
+    def multiple(self) -> int:
+        """Voxels along each axis that one of the coarsest level stands for."""
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @model_validator(mode="after")
     def _divides(self) -> "NetworkConfig":
@@ -111,6 +116,13 @@ class NetworkConfig(Settings):
                 f"attention needs one value per level: channels has {len(self.channels)}, attention {len(self.attention)}"
             )
         return self
+
+
+class AutoencoderConfig(Settings):
+    """The Gaussian over latents that an image becomes."""
+
+    channels: int = Field(4, ge=1)  # of the latents
+    kl: float = Field(1e-4, ge=0)  # weight of the nats per voxel beside the mean absolute error in model units
 
 
 class LogNormal(Settings):
@@ -147,6 +159,7 @@ class DiffusionConfig(Settings):
     sigma_data: float | Literal["auto"] = "auto"  # standard deviation of the training images; "auto" measures it
     noise: Literal["gaussian", "uniform", "simplex"] = "gaussian"
     training: LogNormal | UniformT | LogitNormal = Field(LogNormal(), discriminator="kind")
+    latent: Path | None = None  # synthesis: the run of an autoencoder whose latents take the place of the images
 
 
 class TrainConfig(Settings):
@@ -204,9 +217,10 @@ class EvaluateConfig(Settings):
 class Config(Settings):
     """One run, whole."""
 
-    task: Literal["synthesis", "segmentation", "restoration"]
+    task: Literal["synthesis", "segmentation", "restoration", "autoencoder"]
     data: DataConfig
     network: NetworkConfig
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
@@ -219,16 +233,15 @@ class Config(Settings):
             raise ValueError(f"data.size has {len(data.size)} axes, network.spatial_dims is {dims}; give {dims} sizes")
         if len(data.spacing_mm) not in (dims, 3):
             raise ValueError(f"data.spacing_mm has {len(data.spacing_mm)} values; give {dims} of them")
-        smallest = network.patch * 2 ** (len(network.channels) - 1)
-        if min(data.size) < smallest:
+        smallest = network.multiple
+        if self.diffusion.latent is None and min(data.size) < smallest:
             raise ValueError(
                 f"data.size = {list(data.size)} is too small for {len(network.channels)} levels of network.channels: "
                 f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
             )
         process = self.diffusion.process
-        if process not in {"synthesis": ("gaussian",), "restoration": ("gaussian", "direct")}.get(
-            self.task, (process,)
-        ):
+        only = {"synthesis": ("gaussian",), "autoencoder": ("gaussian",), "restoration": ("gaussian", "direct")}
+        if process not in only.get(self.task, (process,)):
             raise ValueError(f"diffusion.process = {process} is not for {self.task}; leave it at gaussian")
         if (self.task == "restoration") != (data.degradation is not None):
             raise ValueError(
@@ -237,6 +250,7 @@ class Config(Settings):
             )
         if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian"):
             raise ValueError("train.reference is for synthesis with Gaussian noise; set it to 0")
+        self._latent_fits()
         least = 3 if self.task == "synthesis" else 1
         if self.sample.steps < least or self.sample.steps == 2:
             raise ValueError(
@@ -245,6 +259,27 @@ class Config(Settings):
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
+
+    def _latent_fits(self) -> None:
+        """ValueError where an autoencoder, or a model of its latents, cannot be what is asked for."""
+        data, network = self.data, self.network
+        if self.diffusion.latent is not None:
+            if self.task != "synthesis":
+                raise ValueError(f"diffusion.latent is for synthesis, task is {self.task}; leave it out")
+            if data.augment != Augment():
+                raise ValueError(
+                    "data.augment changes images, and latents are encoded once; train the autoencoder with it, and leave it out here"
+                )
+        if self.task == "autoencoder":
+            if network.attention and any(network.attention):
+                raise ValueError("network.attention: an autoencoder has none, so that its windows agree; leave it out")
+            if network.dropout:
+                raise ValueError(f"network.dropout = {network.dropout:g}: an autoencoder has none; leave it out")
+            if any(n % (2 * network.multiple) for n in data.size):
+                raise ValueError(
+                    f"data.size = {list(data.size)} must divide by {2 * network.multiple}, twice the voxels of a latent, so that "
+                    "half of a window can be shared"
+                )
 
     def dump(self) -> str:
         """The config as YAML, every default written out."""

@@ -55,11 +55,19 @@ def _run(path: Path) -> Table:
     }
     if run.card_path.exists():
         card = Card.read(run.card_path)
-        model = build_model(config, card.sigma_data, tuple(card.labels))
+        model = build_model(config, card.sigma_data, tuple(card.labels), card.latents)
         facts |= {
             "network": f"{sum(p.numel() for p in model.parameters()):,} parameters, levels {list(config.network.channels)}",
             "trained": f"{card.step} of {config.train.steps} steps, weights {card.weights[:12]}",
             "units": f"{card.space.modality}, {card.space.unit}; sigma_data {card.sigma_data}",
+            **(
+                {
+                    "latents": f"{len(card.latents.mean)} channels, 1/{card.latents.factor} of the size along each axis, "
+                    f"autoencoder {card.latents.autoencoder[:12]}"
+                }
+                if card.latents
+                else {}
+            ),
             "sampler": f"{config.sample.sampler}, {config.sample.steps} evaluations, {config.sample.grid} grid",
         }
     else:

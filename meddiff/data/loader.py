@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -34,6 +35,22 @@ class Draw:
 
     item: int
     seed: int
+
+
+class Items(Protocol):
+    """What a loader takes: images, or what stands for them."""
+
+    data: DataConfig
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """One place of a training batch."""
+        ...
+
+    def image(self, index: int, seed: int) -> dict[str, Tensor]:
+        """Item `index` without augmentation."""
+        ...
 
 
 class Images(Dataset):
@@ -87,12 +104,12 @@ class Images(Dataset):
         if item.slice is not None:
             arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
         if self.random_crop:
-            start = self._start(arrays["image"], seed)
+            start = self.place(arrays["image"], seed)
         else:
             start = [(n - s) // 2 for n, s in zip(arrays["image"].shape, self.data.size, strict=True)]
         return {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
 
-    def _start(self, array: np.ndarray, seed: int) -> list[int]:
+    def place(self, array: np.ndarray, seed: int) -> list[int]:
         """Where a random patch begins, drawn again while it holds too little foreground."""
         rng = np.random.default_rng(derive(seed, "crop"))
         for _ in range(REDRAWS):
@@ -134,17 +151,17 @@ class Steps(Sampler[list[Draw]]):
             yield draws
 
 
-def training_loader(images: Images, batch: int, start: int, stop: int, seed: int) -> DataLoader:
+def training_loader(images: Items, batch: int, start: int, stop: int, seed: int) -> DataLoader:
     """Batches {"image": (B, 1, *size), "label": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`."""
     return DataLoader(
-        images,
+        cast(Dataset, images),
         batch_sampler=Steps(len(images), batch, start, stop, seed),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
     )
 
 
-def fixed(images: Images, most: int) -> dict[str, Tensor]:
+def fixed(images: Items, most: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
     items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
@@ -152,7 +169,7 @@ def fixed(images: Images, most: int) -> dict[str, Tensor]:
     return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
 
 
-def augmented(images: Images, most: int, seed: int) -> Tensor:
+def augmented(images: Items, most: int, seed: int) -> Tensor:
     """At most `most` images spread evenly over the items, as training sees them, (n, 1, *size)."""
     chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
     return torch.stack([torch.as_tensor(images[Draw(i, derive(seed, "reference", i))]["image"]) for i in chosen])

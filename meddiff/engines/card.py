@@ -14,7 +14,9 @@ from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.errors import RunError
+from meddiff.networks.autoencoder import Autoencoder
 from meddiff.networks.unet import UNet
+from meddiff.tasks.autoencoder import Autoencoding
 from meddiff.tasks.restoration import Restoration
 from meddiff.tasks.segmentation import Segmentation
 from meddiff.tasks.synthesis import Synthesis
@@ -22,6 +24,17 @@ from meddiff.tasks.task import Space, Task
 
 # What multiplies c_noise so that its embedding resolves noise levels; the sinusoids were made for 1000 timesteps.
 NOISE_SCALE = {"edm": 250.0, "flow": 1000.0}
+
+
+class Latents(BaseModel):
+    """What a model of latents is trained on: `(z - mean) / std` per channel of an autoencoder's latents z."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    autoencoder: str  # SHA-256 of its weights
+    factor: int  # voxels along each axis that a latent stands for
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Card(BaseModel):
@@ -32,6 +45,7 @@ class Card(BaseModel):
     format: int = 1
     sigma_data: float  # model units
     space: Space
+    latents: Latents | None = None  # None: the model is one of images
     labels: dict[str, int] = {}  # segmentation: name -> number, in the order of the channels after background
     manifest: str  # digest of the cases it was trained from
     train_cases: int
@@ -62,13 +76,21 @@ def build_task(config: Config, reference: Tensor | None = None) -> Task:
         return Synthesis(config.diffusion.noise, reference)
     if config.task == "segmentation":
         return Segmentation(config.diffusion)
+    if config.task == "autoencoder":
+        return Autoencoding(config.autoencoder)
     return Restoration(config.data)
 
 
-def build_model(config: Config, sigma_data: float, labels: Sequence[str]) -> nn.Module:
-    """The untrained model of a config: what `engines` train and sample."""
+def build_model(config: Config, sigma_data: float, labels: Sequence[str], latents: Latents | None = None) -> nn.Module:
+    """The untrained model of a config: what `engines` train and sample; with `latents` a model of these."""
     if config.task == "synthesis":
-        return Preconditioned(_unet(config, 1, 1), config.diffusion.parameterization, sigma_data)
+        channels = len(latents.mean) if latents else 1
+        return Preconditioned(_unet(config, channels, channels), config.diffusion.parameterization, sigma_data)
+    if config.task == "autoencoder":
+        own = config.network.model_dump(
+            include={"spatial_dims", "channels", "blocks", "norm_groups", "patch", "checkpointing"}
+        )
+        return Autoencoder(**own, latent_channels=config.autoencoder.channels, window=config.data.size)
     if config.task == "segmentation":
         return _segmenter(config, len(labels) + 1)
     return _restorer(config, sigma_data)

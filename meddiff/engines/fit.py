@@ -14,6 +14,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from meddiff.config import Config
+from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Images, augmented, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry, Store, label_names
@@ -21,6 +22,7 @@ from meddiff.data.transforms import AXES
 from meddiff.engines.card import Card, build_model, build_task, versions
 from meddiff.engines.checkpoint import load_checkpoint, save_checkpoint
 from meddiff.engines.ema import EMA
+from meddiff.engines.latents import Codec
 from meddiff.engines.run import Run
 from meddiff.engines.trainer import choose_device, evaluator, optimizer_for, trainer
 from meddiff.errors import ManifestError
@@ -42,9 +44,10 @@ class Session:
     task: Task
     ema: EMA
     card: Card
-    images: Images  # that it trains on
-    held_out: Images | None  # the split val
+    images: Images | LatentImages  # that it trains on
+    held_out: Images | LatentImages | None  # the split val
     device: torch.device
+    denoiser: nn.Module  # the EMA model as it is sampled from: of latents with what decodes them
 
 
 def fit(
@@ -66,17 +69,21 @@ def fit(
     device = choose_device(config.train.device)
     manifest = Manifest.read(config.data.manifest)
     identity = {"config": _digest(config), "manifest": manifest.digest}
+    codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
+    if codec is not None:
+        identity["autoencoder"] = codec.card.weights
     start, state = load_checkpoint(run.checkpoints, identity, force=force) if resume else (0, None)
 
-    images = prepare(config, manifest, "train", on_case)
-    held_out = prepare(config, manifest, "val", on_case) if manifest.split("val") else None
+    seen = prepare(config, manifest, "train", on_case)
+    unseen = prepare(config, manifest, "val", on_case) if manifest.split("val") else None
+    images, held_out, latents = codec.encoded(seen, unseen, on_case) if codec is not None else (seen, unseen, None)
     if held_out is None:
         log.warning("%s has no cases in the split val: no held-out loss is measured.", config.data.manifest)
 
     train = config.train
     sigma_data = _sigma_data(config, images)
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
-    model = build_model(config, sigma_data, images.labels).to(device)
+    model = build_model(config, sigma_data, images.labels, latents).to(device)
     reference = augmented(images, train.reference, train.seed).to(device) if train.reference else None
     task = build_task(config, reference)
     ema = EMA(model, train.ema)
@@ -92,16 +99,20 @@ def fit(
     engine.load_state_dict({"iteration": start, "max_epochs": 1, "epoch_length": train.steps})
 
     run.begin(config, manifest)
+    if codec is not None:
+        codec.copy_to(run)
     card = Card(
         sigma_data=sigma_data,
         space=_space(config, images.entries),
+        latents=latents,
         labels={name: images.cases[0].labels[name] for name in images.labels},
         manifest=manifest.digest,
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
     )
-    session = Session(run, config, engine, model, task, ema, card, images, held_out, device)
+    denoiser = ema.model if codec is None or latents is None else codec.denoiser(ema.model, latents)
+    session = Session(run, config, engine, model, task, ema, card, images, held_out, device, denoiser)
 
     def save() -> None:
         step = engine.state.iteration
@@ -144,14 +155,14 @@ def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
 
 def _digest(config: Config) -> str:
     """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards."""
-    elsewhere = {"sample": True, "evaluate": True, "data": {"manifest", "cache", "workers"}}
+    elsewhere = {"sample": True, "evaluate": True, "data": {"manifest", "cache", "workers"}, "diffusion": {"latent"}}
     tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
     for key in ("device", "checkpoint_every", "validate_every", "preview_every"):
         del tree["train"][key]
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def _sigma_data(config: Config, images: Images) -> float:
+def _sigma_data(config: Config, images: Images | LatentImages) -> float:
     """The standard deviation of the training images in model units, over at most 256 of them."""
     if config.diffusion.sigma_data != "auto":
         return config.diffusion.sigma_data

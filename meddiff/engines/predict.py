@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from meddiff.config import Config, SampleConfig
 from meddiff.data.files import digest_file
 from meddiff.data.manifest import Case, Manifest, Source
-from meddiff.diffusion.compose import windowed
+from meddiff.diffusion.compose import Latent, windowed
 from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS, OnStep, grid_steps
@@ -42,21 +42,23 @@ def draw_samples(
 ) -> Iterator[Tensor]:
     """One sample (C, *size) in model units for each name, in order, `sample.batch` of them side by side."""
     sample = config.sample
-    size = tuple(size or config.data.size)
-    channels = _synthesis(config).channels
+    latents = model if isinstance(model, Latent) else None
+    factor = latents.factor if latents else 1  # from here on sizes count latents, where the model is one of them
+    size = tuple(-(-n // factor) for n in size or config.data.size)
+    patch = [n // factor for n in config.data.size]
+    channels = latents.channels if latents else _synthesis(config).channels
     device = next(model.parameters()).device
     denoise: Denoiser = model
-    if any(n > p for n, p in zip(size, config.data.size, strict=True)):
-        patch = config.data.size
-        denoise = windowed(model, patch, [min(sample.overlap, p // 2) for p in patch])
+    if any(n > p for n, p in zip(size, patch, strict=True)):
+        denoise = windowed(model, patch, [min(sample.overlap // factor, p // 2) for p in patch])
     sampler = SAMPLERS[sample.sampler]
     if sample.sampler == "ancestral":
         sampler = partial(sampler, noise=config.diffusion.noise)
 
     def bounded(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
-        # the mean of images within -1..1 lies within -1..1
         with autocast(device, sample.precision):
-            return denoise(x, sigma, cond).clamp(-1, 1)
+            d = denoise(x, sigma, cond)
+        return d if latents else d.clamp(-1, 1)  # the mean of images within -1..1 lies within -1..1
 
     sigmas = sigma_grid(sample)
     for first in range(0, len(names), sample.batch):
@@ -68,7 +70,13 @@ def draw_samples(
                 x, sigmas[0].to(device)
             )  # at sigma_max D is the mean of the data: noise around it, not around 0
         way = [generator(seed, "way", name) for name in batch]
-        yield from sampler(bounded, x, sigmas, generators=way, on_step=on_step).cpu()
+        drawn = sampler(bounded, x, sigmas, generators=way, on_step=on_step)
+        if latents is None:
+            yield from drawn.cpu()
+            continue
+        for z in drawn:
+            with torch.no_grad():
+                yield latents.decode(z[None])[0].cpu()
 
 
 def sample_set(

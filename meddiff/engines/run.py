@@ -14,9 +14,11 @@ from torch import nn
 
 from meddiff.config import Config, load_config
 from meddiff.data.manifest import Manifest
+from meddiff.diffusion.compose import latent
 from meddiff.engines.card import Card, build_model
 from meddiff.engines.checkpoint import write_atomic
 from meddiff.errors import RunError
+from meddiff.networks.autoencoder import Autoencoder
 
 
 class Run:
@@ -32,6 +34,7 @@ class Run:
         self.log_path = self.folder / "log.jsonl"
         self.previews = self.folder / "previews"
         self.tensorboard = self.folder / "tensorboard"
+        self.autoencoder = self.folder / "autoencoder"  # of a model of latents: what decodes them
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -86,8 +89,26 @@ class Run:
                     f"{self.weights_path}: has SHA-256 {found[:12]}..., model.json says {card.weights[:12]}.... "
                     "One of them is from another run or damaged; copy the folder again."
                 )
-            model = build_model(self.config(), card.sigma_data, tuple(card.labels))
+            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.latents)
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
+        if card.latents is not None:
+            model = latent(model, self._decoder(card), card.latents.mean, card.latents.std)
         return model.to(device).eval().requires_grad_(False), card
+
+    def _decoder(self, card: Card) -> Autoencoder:
+        """The autoencoder of a model of latents; RunError where it is not the one the model was trained with."""
+        run = Run.open(self.autoencoder)
+        if run.config().task != "autoencoder":
+            raise RunError(f"{run.folder}: is no autoencoder. Copy the run folder again.")
+        model, own = run.load_model(torch.device("cpu"))
+        assert card.latents is not None
+        assert isinstance(model, Autoencoder)
+        if (own.weights, model.factor, model.latent_channels) != (
+            card.latents.autoencoder, card.latents.factor, len(card.latents.mean)
+        ):  # fmt: skip
+            raise RunError(
+                f"{run.folder}: is another autoencoder than the model was trained with. Copy the run folder again."
+            )
+        return model
