@@ -98,7 +98,7 @@ def sample_set(
         "step": card.step,
         "seed": seed,
         "sample": config.sample.model_dump(mode="json", exclude={"batch"}),
-        "evaluations": _evaluations(config.sample),
+        "evaluations": evaluations(config.sample),
         "versions": versions(),
     }
     _refuse_other_set(folder, settings)
@@ -139,7 +139,8 @@ def write_image(stem: Path, volume: Volume) -> Path:
     return path
 
 
-def _evaluations(sample: SampleConfig) -> int:
+def evaluations(sample: SampleConfig) -> int:
+    """Of the network, for one sample."""
     n = grid_steps(sample.sampler, sample.steps - 1)
     return 1 + (2 * n - 1 if sample.sampler == "heun" else n)
 
