@@ -4,6 +4,7 @@ A config never executes code and imports nothing: it is plain YAML, read by the 
 """
 
 import difflib
+import reprlib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,10 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
 from meddiff.errors import ConfigError
 from meddiff.settings import Settings
+
+LARGEST = 1 << 20  # bytes of a config
+SHORT = reprlib.Repr()  # of values in messages
+SHORT.maxstring = SHORT.maxother = 100
 
 
 class Window(Settings):
@@ -80,8 +85,10 @@ class NetworkConfig(Settings):
     """The U-Net, or the two halves of an autoencoder."""
 
     spatial_dims: Literal[2, 3]
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)  # per level, finest first
-    blocks: int = Field(2, ge=1)  # residual blocks per level
+    channels: tuple[Annotated[int, Field(ge=1, le=1 << 14)], ...] = Field(
+        min_length=1, max_length=12
+    )  # per level, finest first
+    blocks: int = Field(2, ge=1, le=64)  # residual blocks per level
     attention: tuple[bool, ...] | None = None  # per level; none unless given
     head_channels: int = Field(32, ge=1)  # channels of one attention head
     norm_groups: int = Field(8, ge=1)
@@ -289,22 +296,41 @@ class Config(Settings):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a YAML file, with `a.b=c` overrides applied; ConfigError for whatever is wrong, all of it at once."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path}: has {path.stat().st_size} bytes; a config has at most {LARGEST}. Is it one?")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(
             f"{path}: cannot be read ({e}). Give the path of a YAML config, for instance configs/synthesis_2d_ct.yaml."
         ) from e
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: is not valid YAML ({e}).") from e
+    tree = _plain(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {tree!r:.60}."
+            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {SHORT.repr(tree)}."
         )
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no aliases: few lines of them stand for more values than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name); write their values out")
+        return super().compose_node(parent, index)
+
+
+def _plain(text: str, where: str) -> Any:
+    """The values of some YAML; ConfigError where it is none, or holds what no config does."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: dates and numbers that are none
+        raise ConfigError(f"{where}: is not valid YAML ({str(e)[:500]}).") from e
+    finally:
+        loader.dispose()
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -324,10 +350,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {parent} holds a value, not a section.")
-    try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML ({e}).") from e
+    tree[last] = _plain(value, f"--set {override!r}: the value")
 
 
 def _explain(error: Any) -> str:
@@ -347,7 +370,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}." if location else f"{message}."
-    return f"{key}: {message[0].lower()}{message[1:]}; found {error['input']!r}."
+    return f"{key}: {message[0].lower()}{message[1:]}; found {SHORT.repr(error['input'])}."
 
 
 def _keys_beside(location: Sequence[str | int]) -> list[str]:

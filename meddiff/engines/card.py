@@ -1,15 +1,16 @@
 """The card of a trained model, `model.json`: all that is needed to rebuild it and to give its samples units and a place."""
 
-import math
 from collections.abc import Sequence
 from importlib.metadata import version
+from math import isfinite, lcm
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from meddiff.config import Config, NetworkConfig
+from meddiff.config import LARGEST, Config, NetworkConfig
+from meddiff.data.transforms import AXES
 from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
@@ -54,12 +55,24 @@ class Card(BaseModel):
     weights: str = ""  # SHA-256 of weights.safetensors
     versions: dict[str, str] = {}
 
+    @model_validator(mode="after")
+    def _means_something(self) -> "Card":
+        space = self.space
+        numbers = [self.sigma_data, space.scale, space.offset, *space.spacing_mm]
+        if not all(map(isfinite, numbers)) or min(self.sigma_data, *space.spacing_mm) <= 0 or space.scale == 0:
+            raise ValueError(f"sigma_data {self.sigma_data} and space {space} are no units to give samples in")
+        if space.axis not in AXES:
+            raise ValueError(f"space.axis is {space.axis!r}, none of {', '.join(AXES)}")
+        return self
+
     @classmethod
     def read(cls, path: Path) -> "Card":
         """The card in a file; RunError where it is missing or damaged."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as e:
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"it has {path.stat().st_size} bytes")
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as e:  # pydantic's is a ValueError
             raise RunError(
                 f"{path}: is not the card of a trained model ({e}). Give a folder of `meddiff train`."
             ) from e
@@ -107,7 +120,7 @@ def _unet(config: Config, inputs: int, outputs: int, *, second: bool = False, **
 def _half(network: NetworkConfig) -> tuple[int, ...]:
     """Half of the channels of each level, as far as groups and heads go into them."""
     attends = network.attention or (False,) * len(network.channels)
-    units = [math.lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
+    units = [lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
     return tuple(max(unit, n // 2 // unit * unit) for n, unit in zip(network.channels, units, strict=True))
 
 

@@ -54,7 +54,7 @@ def load_checkpoint(folder: Path, identity: dict[str, str], *, force: bool = Fal
             content = state_path.read_bytes()
             if hashlib.sha256(content).hexdigest() != record["sha256"]:
                 raise ValueError("its SHA-256 is not the recorded one")
-        except (OSError, ValueError, KeyError) as e:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
             log.warning("%s is damaged (%s); trying the one before it.", state_path, e)
             continue
         changed = [name for name, value in identity.items() if record.get(name) != value]
@@ -63,5 +63,8 @@ def load_checkpoint(folder: Path, identity: dict[str, str], *, force: bool = Fal
                 f"{state_path}: was written with another {' and another '.join(changed)}. Resume with the run's own "
                 "config.yaml, start a new run, or pass --force to go on with the new settings."
             )
-        return record["step"], torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        try:
+            return record["step"], torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as e:  # the loader raises what it likes at a file that is not one of ours
+            raise RunError(f"{state_path}: is not a checkpoint of meddiff ({e}). Remove it, and resume again.") from e
     raise RunError(f"{folder}: holds no checkpoint that can be read. Start the run again without --resume.")

@@ -68,10 +68,8 @@ def fit(
         run.refuse_if_taken()
     device = choose_device(config.train.device)
     manifest = Manifest.read(config.data.manifest)
-    identity = {"config": _digest(config), "manifest": manifest.digest}
     codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
-    if codec is not None:
-        identity["autoencoder"] = codec.card.weights
+    identity = {"config": _digest(config, "" if codec is None else codec.card.weights), "manifest": manifest.digest}
     start, state = load_checkpoint(run.checkpoints, identity, force=force) if resume else (0, None)
 
     seen = prepare(config, manifest, "train", on_case)
@@ -153,13 +151,16 @@ def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
     return lambda engine, step: step % n == 0 or step == last
 
 
-def _digest(config: Config) -> str:
-    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards."""
+def _digest(config: Config, autoencoder: str = "") -> str:
+    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards.
+
+    `autoencoder` is the SHA-256 of the weights that `diffusion.latent` names.
+    """
     elsewhere = {"sample": True, "evaluate": True, "data": {"manifest", "cache", "workers"}, "diffusion": {"latent"}}
     tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
     for key in ("device", "checkpoint_every", "validate_every", "preview_every"):
         del tree["train"][key]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256((json.dumps(tree, sort_keys=True) + autoencoder).encode()).hexdigest()
 
 
 def _sigma_data(config: Config, images: Images | LatentImages) -> float:

@@ -89,6 +89,7 @@ class Run:
                     f"{self.weights_path}: has SHA-256 {found[:12]}..., model.json says {card.weights[:12]}.... "
                     "One of them is from another run or damaged; copy the folder again."
                 )
+            self._refuse_larger(card)
             model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.latents)
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
@@ -96,6 +97,18 @@ class Run:
         if card.latents is not None:
             model = latent(model, self._decoder(card), card.latents.mean, card.latents.std)
         return model.to(device).eval().requires_grad_(False), card
+
+    def _refuse_larger(self, card: Card) -> None:
+        """RunError where the config is of more weights than there are: they would be made before that is noticed."""
+        with torch.device("meta"):
+            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.latents)
+        needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        found = self.weights_path.stat().st_size
+        if needed > found:
+            raise RunError(
+                f"{self.weights_path}: has {found} bytes, the network of config.yaml needs {needed}. One of them is from another "
+                "run; copy the folder again."
+            )
 
     def _decoder(self, card: Card) -> Autoencoder:
         """The autoencoder of a model of latents; RunError where it is not the one the model was trained with."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from meddiff.errors import NetworkError
 from meddiff.networks.blocks import depth_to_space, space_to_depth
 
+LOG_VARIANCE = -6.0  # of the latents before training
+
 
 class Autoencoder(nn.Module):
     """Encoder x -> (mean, deviation) and decoder z -> x.
@@ -61,6 +63,9 @@ class Autoencoder(nn.Module):
             )
         except ValueError as e:
             raise NetworkError(f"No autoencoder can be built of channels {tuple(channels)}: {e}") from e
+        spread = self.network.quant_conv_log_sigma.conv
+        nn.init.zeros_(spread.weight)  # a deviation of 1 at the start would drown what the means say
+        nn.init.constant_(spread.bias, LOG_VARIANCE)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction of a draw, mean and deviation; `eps` is unit noise of `latent_shape`."""
