@@ -16,6 +16,7 @@ from meddiff.cli.console import Quiet, begin, show, tell
 
 if TYPE_CHECKING:
     from meddiff.config import Config
+    from meddiff.data.conditions import Known
     from meddiff.engines.measure import Request
     from meddiff.engines.plan import Plan
 
@@ -57,7 +58,7 @@ def command(
     if device_tflops is not None and not gpu_absent:
         raise ConfigError("--device-tflops is for a GPU that is not here; give its memory with --device-memory too.")
     budget = here if device_memory is None else _bytes(device_memory)
-    labels, held_out = _data(settings)
+    known, held_out = _data(settings)
     with tell.status("Measuring") as status:
 
         def probe(kind: str, request: "Request") -> str:
@@ -68,7 +69,7 @@ def command(
 
         result = plan(
             settings,
-            labels,
+            known,
             held_out,
             budget,
             gpu_absent,
@@ -83,21 +84,17 @@ def command(
         write_whole(json_, json.dumps(figures, indent=2).encode())
 
 
-def _data(config: "Config") -> tuple[tuple[str, ...], int]:
-    """The labels to learn, and how many images the held-out loss is measured on, as far as the manifest is there."""
+def _data(config: "Config") -> tuple["Known", int]:
+    """What a model can be asked for, and how many images the held-out loss is measured on, as far as the manifest is there."""
+    from meddiff.data.conditions import Known, learn
     from meddiff.data.manifest import Manifest
-    from meddiff.data.store import label_names
     from meddiff.engines.plan import HELD_OUT
 
-    manifest = Manifest.read(config.data.manifest) if config.data.manifest.is_file() else None
-    labels = config.data.labels or ()
-    if config.task == "segmentation":
-        manifest = manifest or Manifest.read(config.data.manifest)  # the labels are in it
-        labels = label_names(manifest, config.data)
-    if manifest is None:
-        return labels, HELD_OUT
+    if not config.data.manifest.is_file() and not (config.needs_labels or config.condition.any):
+        return Known(), HELD_OUT
+    manifest = Manifest.read(config.data.manifest)
     held_out = len(manifest.split("val"))
-    return labels, held_out if config.network.spatial_dims == 3 else HELD_OUT * bool(held_out)
+    return learn(config, manifest), held_out if config.network.spatial_dims == 3 else HELD_OUT * bool(held_out)
 
 
 def _probe(kind: str, request: "Request", memory: int) -> str:

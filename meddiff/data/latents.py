@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meddiff.data.loader import OUTSIDE, Draw, Images
+from meddiff.data.loader import OUTSIDE, Draw, Images, centred
 from meddiff.data.manifest import Case
 from meddiff.data.store import open_array, write_array
 from meddiff.data.transforms import AXES
@@ -64,12 +64,13 @@ class LatentImages(Dataset):
         here = tuple(slice(a, a + n) for a, n in zip(start, self.size, strict=True))
         mean, deviation = torch.from_numpy(array[(slice(None), *here)].copy()).chunk(2)
         z = mean + deviation * torch.randn(mean.shape, generator=generator(seed, "latent"))
-        return {"image": (z - self.mean) / self.std}
+        told = {name: values[item.case] for name, values in self.images.told.items()}
+        return {"image": (z - self.mean) / self.std, **told}
 
     def _start(self, case: Case, room: Sequence[int], at: int | None, seed: int) -> list[int]:
         """The latent that a patch begins with: where the patch of the image would, rounded down."""
         if not self.images.random_crop:
-            return [(n - s) // 2 for n, s in zip(room, self.size, strict=True)]
+            return centred(room, self.size)
         array = self.images.store.array(case)
         whole = array if at is None else array.take(at, axis=AXES[self.data.axis])
         return [max(a, 0) // self.factor for a in self.images.place(whole, seed)]

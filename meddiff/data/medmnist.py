@@ -1,21 +1,17 @@
 """MedMNIST files: one .npz with `<split>_images` (N, H, W) or (N, D, H, W) uint8 and `<split>_labels` (N, L)."""
 
 import zipfile
-import zlib
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 
 import numpy as np
 
 from meddiff.errors import ImageError
 from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.nifti import MAX_RATIO, SMALL_BYTES
 from meddiff.imaging.volume import Volume
 
-BROKEN = (OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-SMALL_BYTES = 64 << 20  # that an array may inflate to from however little ...
-MAX_RATIO = 200  # ... and bytes for a byte of the file beyond that
-MAX_ROWS = 1 << 20  # of one split; the largest of MedMNIST has 165,466
+BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 def read_row(path: Path, key: str, index: int) -> Volume:
@@ -44,7 +40,6 @@ def image_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
                 if name.endswith("_images.npy"):
-                    _bounded(path, file, name)
                     shapes[name.removesuffix("_images.npy")] = _grey(path, name, *_header(file, name))
     except BROKEN as error:
         raise ImageError(f"{path}: is not an .npz of arrays ({error}). Fetch the data set again.") from error
@@ -75,14 +70,29 @@ def open_array(path: Path, key: str) -> np.ndarray:
 @lru_cache(maxsize=6)  # images and labels of three splits: an array is decoded once, not once a row
 def _open(path: Path, key: str, changed_ns: int) -> np.ndarray:
     try:
-        with zipfile.ZipFile(path) as archive:
-            _bounded(path, archive, f"{key}.npy")
+        with zipfile.ZipFile(path) as file:
+            _check_size(path, file, f"{key}.npy")
         with np.load(path, allow_pickle=False) as file:
             array = file[key]
     except BROKEN as error:
         raise ImageError(f"{path}: array {key!r} cannot be read ({error}). Fetch the data set again.") from error
     array.setflags(write=False)
     return array
+
+
+def _check_size(path: Path, file: zipfile.ZipFile, name: str) -> None:
+    """That the array is no larger than its entry, and the entry no implausible multiple of its bytes in the file."""
+    shape, dtype = _header(file, name)
+    entry, promised = file.getinfo(name), int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if promised > entry.file_size:
+        raise ImageError(
+            f"{path}: {name} promises {promised} bytes and holds {entry.file_size}. Fetch the data set again."
+        )
+    if promised > max(SMALL_BYTES, MAX_RATIO * entry.compress_size):
+        raise ImageError(
+            f"{path}: {entry.compress_size} bytes of {name} promise {promised}, more than {MAX_RATIO} for one. If it is real, "
+            "store it uncompressed."
+        )
 
 
 def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -93,23 +103,9 @@ def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype
     return shape, dtype
 
 
-def _bounded(path: Path, archive: zipfile.ZipFile, name: str) -> None:
-    """ImageError, before anything is inflated, where a little of the file promises much, or another size than is there."""
-    shape, dtype = _header(archive, name)
-    info = archive.getinfo(name)
-    promised = prod(shape) * dtype.itemsize
-    if promised > info.file_size or (info.file_size > SMALL_BYTES and info.file_size > MAX_RATIO * info.compress_size):
-        raise ImageError(
-            f"{path}: {info.compress_size} bytes of {name} promise {max(promised, info.file_size)}; at most {MAX_RATIO} for one "
-            "are read, and no more than there are. Fetch the data set again."
-        )
-
-
 def _grey(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     if len(shape) in (4, 5) and shape[-1] == 3:
         raise ImageError(f"{path}: {name} holds colour images {shape}, which are not read yet. Convert them to grey.")
-    if shape and shape[0] > MAX_ROWS:
-        raise ImageError(f"{path}: {name} has {shape[0]} rows; at most {MAX_ROWS} are read. Split the file.")
     if len(shape) not in (3, 4) or dtype != np.uint8:
         raise ImageError(f"{path}: {name} is {dtype} {shape}, expected uint8 (N, H, W) or (N, D, H, W).")
     return shape

@@ -1,6 +1,6 @@
 """The card of a trained model, `model.json`: all that is needed to rebuild it and to give its samples units and a place."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from math import isfinite, lcm
 from pathlib import Path
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from meddiff.config import LARGEST, Config, NetworkConfig
+from meddiff.data.conditions import Known
 from meddiff.data.transforms import AXES
 from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
@@ -20,7 +21,7 @@ from meddiff.networks.unet import UNet
 from meddiff.tasks.autoencoder import Autoencoding
 from meddiff.tasks.restoration import Restoration
 from meddiff.tasks.segmentation import Segmentation
-from meddiff.tasks.synthesis import Synthesis
+from meddiff.tasks.synthesis import Synthesis, channels
 from meddiff.tasks.task import Space, Task
 
 # What multiplies c_noise so that its embedding resolves noise levels; the sinusoids were made for 1000 timesteps.
@@ -47,7 +48,9 @@ class Card(BaseModel):
     sigma_data: float  # model units
     space: Space
     latents: Latents | None = None  # None: the model is one of images
-    labels: dict[str, int] = {}  # segmentation: name -> number, in the order of the channels after background
+    labels: dict[str, int] = {}  # name -> number, in the order of the channels after background
+    classes: tuple[str, ...] = ()  # of synthesis: what may be asked for, in the order of their numbers
+    covariates: dict[str, tuple[float, float]] = {}  # of synthesis: name -> mean, standard deviation
     manifest: str  # digest of the cases it was trained from
     train_cases: int
     train_items: int  # slices, or volumes that patches are taken from
@@ -64,6 +67,11 @@ class Card(BaseModel):
         if space.axis not in AXES:
             raise ValueError(f"space.axis is {space.axis!r}, none of {', '.join(AXES)}")
         return self
+
+    @property
+    def known(self) -> Known:
+        """What the model can be asked for."""
+        return Known(self.labels, self.classes, self.covariates)
 
     @classmethod
     def read(cls, path: Path) -> "Card":
@@ -83,10 +91,10 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("meddiff", "torch", "monai", "pytorch-ignite", "numpy")}
 
 
-def build_task(config: Config, reference: Tensor | None = None) -> Task:
-    """The task of a config; `reference` are the images of `train.reference`."""
+def build_task(config: Config, known: Known | None = None, reference: Mapping[str, Tensor] | None = None) -> Task:
+    """The task of a config; synthesis needs what is `known` of labels and conditions. `reference`: of `train.reference`."""
     if config.task == "synthesis":
-        return Synthesis(config.diffusion.noise, reference)
+        return Synthesis(config, known, reference)
     if config.task == "segmentation":
         return Segmentation(config.diffusion)
     if config.task == "autoencoder":
@@ -94,16 +102,23 @@ def build_task(config: Config, reference: Tensor | None = None) -> Task:
     return Restoration(config.data)
 
 
-def build_model(config: Config, sigma_data: float, labels: Sequence[str], latents: Latents | None = None) -> nn.Module:
-    """The untrained model of a config: what `engines` train and sample; with `latents` a model of these."""
+def build_model(
+    config: Config,
+    sigma_data: float,
+    labels: Sequence[str],
+    classes: Sequence[str] = (),
+    latents: Latents | None = None,  # synthesis: the model is one of these
+) -> nn.Module:
+    """The untrained model of a config: what `engines` train and sample."""
     if config.task == "synthesis":
-        channels = len(latents.mean) if latents else 1
-        return Preconditioned(_unet(config, channels, channels), config.diffusion.parameterization, sigma_data)
+        own = len(latents.mean) if latents else None
+        network = _synthesizer(config, labels, classes, own)
+        return Preconditioned(network, config.diffusion.parameterization, sigma_data)
     if config.task == "autoencoder":
-        own = config.network.model_dump(
+        settings = config.network.model_dump(
             include={"spatial_dims", "channels", "blocks", "norm_groups", "patch", "checkpointing"}
         )
-        return Autoencoder(**own, latent_channels=config.autoencoder.channels, window=config.data.size)
+        return Autoencoder(**settings, latent_channels=config.autoencoder.channels, window=config.data.size)
     if config.task == "segmentation":
         return _segmenter(config, len(labels) + 1)
     return _restorer(config, sigma_data)
@@ -122,6 +137,13 @@ def _half(network: NetworkConfig) -> tuple[int, ...]:
     attends = network.attention or (False,) * len(network.channels)
     units = [lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
     return tuple(max(unit, n // 2 // unit * unit) for n, unit in zip(network.channels, units, strict=True))
+
+
+def _synthesizer(config: Config, labels: Sequence[str], classes: Sequence[str], latents: int | None) -> UNet:
+    own, given = channels(config, labels)
+    own = latents or own
+    told = len(config.condition.covariates)
+    return _unet(config, own, own, cond_channels=given, classes=len(classes), covariates=told)
 
 
 def _segmenter(config: Config, classes: int) -> nn.Module:

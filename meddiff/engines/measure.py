@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from meddiff.config import Config, parse_config
+from meddiff.data.conditions import Known
 from meddiff.data.transforms import augmentation, spacing_by_axis
 from meddiff.engines.card import Card, Latents, build_model, build_task
 from meddiff.engines.ema import EMA
@@ -29,6 +30,7 @@ from meddiff.engines.trainer import choose_device, optimizer_for, trainer
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 from meddiff.networks.autoencoder import Autoencoder
+from meddiff.tasks.synthesis import Synthesis
 from meddiff.tasks.task import Space
 
 STEPS = (3, 8)  # timed steps, at least and at most
@@ -43,7 +45,8 @@ class Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: Config
-    labels: tuple[str, ...] = ()  # segmentation
+    labels: tuple[str, ...] = ()  # of the label maps, where there are any
+    classes: tuple[str, ...] = ()  # that an image may be asked for
     batch: int  # images that go through the network together
     size: tuple[int, ...]  # voxels per axis
 
@@ -76,9 +79,12 @@ def measure_step(request: Request) -> Step:
     device = choose_device(config.train.device)
     libraries = _resident(device)
     latents, _ = _latents(config, device)
-    model = build_model(config, SIGMA_DATA, request.labels, latents).to(device)
+    model = build_model(config, SIGMA_DATA, request.labels, request.classes, latents).to(device)
     shape = _shape(config, latents)
-    reference = torch.rand(config.train.reference, *shape, device=device) if config.train.reference else None
+    known = _known(request)
+    reference = None
+    if config.train.reference:
+        reference = next(_batches(config, request.model_copy(update={"batch": config.train.reference}), shape))
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     optimizer = optimizer_for(model, config.train)
     engine = trainer(
@@ -86,7 +92,7 @@ def measure_step(request: Request) -> Step:
         EMA(model, config.train.ema),
         optimizer,
         scaler,
-        build_task(config, reference),
+        build_task(config, known, reference),
         config.diffusion,
         config.train,
         device,
@@ -121,7 +127,12 @@ def measure_sample(request: Request) -> Drawn:
     config = resized(request)
     device = choose_device(config.train.device)
     latents, codec = _latents(config, device)
-    model = build_model(config, SIGMA_DATA, request.labels, latents).to(device).eval().requires_grad_(False)
+    model = (
+        build_model(config, SIGMA_DATA, request.labels, request.classes, latents)
+        .to(device)
+        .eval()
+        .requires_grad_(False)
+    )
     if codec is not None and latents is not None:
         model = codec.denoiser(model, latents)
     draw = _sampling(model, config, request, device)
@@ -145,6 +156,11 @@ def _with_steps(config: Config, steps: int) -> Config:
     return parse_config(tree, "the plan")
 
 
+def _known(request: Request) -> Known:
+    labels = {name: i for i, name in enumerate(request.labels, 1)}
+    return Known(labels, request.classes, dict.fromkeys(request.config.condition.covariates, (0.0, 1.0)))
+
+
 def _latents(config: Config, device: torch.device) -> tuple[Latents | None, Codec | None]:
     if config.diffusion.latent is None:
         return None, None
@@ -163,7 +179,7 @@ def _shape(config: Config, latents: Latents | None) -> tuple[int, ...]:
 def _batches(config: Config, request: Request, shape: tuple[int, ...]) -> Iterator[dict[str, Any]]:
     """Batches as the loader makes them, of numbers that mean nothing."""
     augment = augmentation(config.data, config.network.spatial_dims)
-    rng = np.random.default_rng(0)
+    rng, given = np.random.default_rng(0), config.condition
     image = (rng.random(shape, np.float32) * 2 - 1).astype(np.float16)
     label = rng.integers(0, len(request.labels) + 1, shape).astype(np.uint8)
     number = 0
@@ -176,6 +192,12 @@ def _batches(config: Config, request: Request, shape: tuple[int, ...]) -> Iterat
             if augment is not None:
                 augment.set_random_state(seed=number)
                 item = {name: torch.as_tensor(value) for name, value in augment(item).items()}
+            if given.image:
+                item["given"] = item["image"]
+            if request.classes and given.classes and given.classes.column:
+                item["class"] = torch.tensor(number % len(request.classes))
+            if given.covariates:
+                item["covariates"] = torch.zeros(len(given.covariates))
             items.append(item)
             number += 1
         seeds = torch.arange(number - request.batch, number)
@@ -185,8 +207,10 @@ def _batches(config: Config, request: Request, shape: tuple[int, ...]) -> Iterat
 def _sampling(model: nn.Module, config: Config, request: Request, device: torch.device) -> Callable[[Config], object]:
     """What `meddiff sample`, `segment`, `restore` or `evaluate` does with one batch of samples, one scan or one image."""
     names = [f"plan_{i}" for i in range(request.batch)]
-    if config.task == "synthesis":
-        return lambda settings: list(draw_samples(model, settings, names, 0))
+    task = build_task(config, _known(request))
+    if isinstance(task, Synthesis):
+        cond = task.condition(next(_batches(config, request, (1, *config.data.size))))
+        return lambda settings: list(draw_samples(model, settings, names, 0, cond=cond))
     if isinstance(model, Autoencoder):
         image = torch.rand(1, 1, *config.data.size, device=device)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 from meddiff.config import Config, parse_config
+from meddiff.data.conditions import Known
 from meddiff.engines.measure import Drawn, Request, Step
 from meddiff.engines.predict import evaluations
 from meddiff.engines.run import Run
@@ -91,14 +92,14 @@ class Plan:
     changes: tuple[Need, ...]  # what would help; empty where the run fits
 
 
-def measure_cost(config: Config, labels: Sequence[str], probe: ProbeStep) -> Cost:
+def measure_cost(config: Config, known: Known, probe: ProbeStep) -> Cost:
     """Measure a training step at two sizes, smaller ones where these are too large for this machine.
 
     ConfigError where not even the smallest images can be trained on here.
     """
     size = tuple(config.data.size)
     while True:
-        requests = _points(config, labels, size)
+        requests = _points(config, known, size)
         try:
             points = tuple((request, probe(request)) for request in requests)
             break
@@ -122,7 +123,7 @@ def measure_cost(config: Config, labels: Sequence[str], probe: ProbeStep) -> Cos
 
 def plan(
     config: Config,
-    labels: Sequence[str],
+    known: Known,
     held_out: int,  # images that the held-out loss is measured on
     budget: float,  # bytes
     gpu_absent: bool,
@@ -130,7 +131,7 @@ def plan(
     probe_sample: ProbeSample,
 ) -> Plan:
     """Memory, time and what to change where the memory is above `budget`."""
-    cost = measure_cost(config, labels, probe)
+    cost = measure_cost(config, known, probe)
     voxels, micro, train = prod(config.data.size), _micro(config), config.train
     how = f"line through {' and '.join(_name(request) for request, _ in cost.points)}"
     aside = 0.0 if gpu_absent else cost.step.libraries
@@ -152,7 +153,7 @@ def plan(
     )
     pictures = sample_s * {2: 16, 3: 2}[config.network.spatial_dims] * (1 + train.steps // train.preview_every)
     judged = own.step_s / 3 * min(held_out, HELD_OUT) / train.batch * (1 + train.steps // train.validate_every)
-    changes = () if own.fits else tuple(_changes(config, labels, cost, need, probe))
+    changes = () if own.fits else tuple(_changes(config, known, cost, need, probe))
     return Plan(
         cost,
         own,
@@ -166,9 +167,7 @@ def plan(
     )
 
 
-def _changes(
-    config: Config, labels: Sequence[str], cost: Cost, need: Callable[..., Need], probe: ProbeStep
-) -> Sequence[Need]:
+def _changes(config: Config, known: Known, cost: Cost, need: Callable[..., Need], probe: ProbeStep) -> Sequence[Need]:
     """Settings that take less memory, each alone, and the cheapest two together; with what each would take."""
     voxels, micro = prod(config.data.size), _micro(config)
     found = []
@@ -176,7 +175,7 @@ def _changes(
     if not config.network.checkpointing:
         tree = config.model_dump(mode="json")
         tree["network"]["checkpointing"] = True
-        lean = measure_cost(parse_config(tree, "the plan"), labels, probe)
+        lean = measure_cost(parse_config(tree, "the plan"), known, probe)
         found.append(
             need("network.checkpointing=true", "measured, as above", lean, micro, config.train.accumulate, voxels)
         )
@@ -203,14 +202,14 @@ def _changes(
     return found
 
 
-def _points(config: Config, labels: Sequence[str], size: tuple[int, ...]) -> tuple[Request, Request]:
+def _points(config: Config, known: Known, size: tuple[int, ...]) -> tuple[Request, Request]:
     """Two sizes to measure: batches of whole images where they fit, else an image and half of one."""
     micro, whole = _micro(config), size == tuple(config.data.size)
     most = min(max(micro // 2, 2), MOST_VOXELS // prod(size)) if whole and micro > 1 else 1
     if most >= 2:
         return (
-            Request(config=config, labels=tuple(labels), batch=most // 2, size=size),
-            Request(config=config, labels=tuple(labels), batch=most, size=size),
+            Request(config=config, labels=tuple(known.labels), classes=known.classes, batch=most // 2, size=size),
+            Request(config=config, labels=tuple(known.labels), classes=known.classes, batch=most, size=size),
         )
     while prod(size) > MOST_VOXELS and (smaller := _halved(size, config)) != size:
         size = smaller
@@ -218,8 +217,8 @@ def _points(config: Config, labels: Sequence[str], size: tuple[int, ...]) -> tup
     if half == size:
         raise ConfigError(f"data.size = {list(config.data.size)} is too small for two sizes to be measured.")
     return (
-        Request(config=config, labels=tuple(labels), batch=1, size=half),
-        Request(config=config, labels=tuple(labels), batch=1, size=size),
+        Request(config=config, labels=tuple(known.labels), classes=known.classes, batch=1, size=half),
+        Request(config=config, labels=tuple(known.labels), classes=known.classes, batch=1, size=size),
     )
 
 
@@ -242,6 +241,10 @@ def _micro(config: Config) -> int:
     return config.train.batch // config.train.accumulate
 
 
+def _guided(config: Config) -> bool:
+    return config.condition.any and config.sample.guidance != 1
+
+
 def _voxels(request: Request) -> int:
     return request.batch * prod(request.size)
 
@@ -253,7 +256,7 @@ def _name(request: Request) -> str:
 def _sample_seconds(config: Config, drawn: Drawn) -> float:
     """Of one batch of samples, or of one scan."""
     if config.task == "synthesis":
-        return drawn.once + evaluations(config.sample) * drawn.evaluation
+        return drawn.once + evaluations(config.sample, _guided(config)) * drawn.evaluation
     if config.task == "autoencoder" or config.diffusion.process == "direct" or config.sample.steps == 1:
         return drawn.once + drawn.evaluation
     return drawn.once + (1 + config.sample.samples * (config.sample.steps - 1)) * drawn.evaluation

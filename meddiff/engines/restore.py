@@ -19,7 +19,7 @@ from meddiff.engines.card import Card
 from meddiff.engines.predict import sigma_grid
 from meddiff.engines.trainer import autocast
 from meddiff.engines.volumes import Seen, in_batches
-from meddiff.errors import ConfigError, ImageError
+from meddiff.errors import ConfigError, ImageError, RunError
 from meddiff.imaging.noise_level import white_noise_sigma
 from meddiff.imaging.volume import Volume
 from meddiff.seeds import generator
@@ -154,9 +154,13 @@ def _zero_shot(
 ) -> tuple[Tensor, list[Tensor]]:
     """Mean and samples of an unconditional model: D(y, level), and draws from p(x0 | y)."""
     if not isinstance(model, Preconditioned):
-        raise ConfigError(
+        raise RunError(
             "This run is a model of latents or an autoencoder, whose noise is not that of an image. Restore with a run of "
             "restoration, or of synthesis without diffusion.latent."
+        )
+    if config.data.paired or config.condition.mask or config.condition.image:
+        raise RunError(
+            "A run of synthesis restores if it draws images from nothing; this one has label maps or images beside."
         )
     sample, device = config.sample, y.device
 

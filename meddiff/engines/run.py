@@ -90,7 +90,7 @@ class Run:
                     "One of them is from another run or damaged; copy the folder again."
                 )
             self._refuse_larger(card)
-            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.latents)
+            model = self._built(card)
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
@@ -101,7 +101,7 @@ class Run:
     def _refuse_larger(self, card: Card) -> None:
         """RunError where the config is of more weights than there are: they would be made before that is noticed."""
         with torch.device("meta"):
-            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.latents)
+            model = self._built(card)
         needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
         found = self.weights_path.stat().st_size
         if needed > found:
@@ -109,6 +109,9 @@ class Run:
                 f"{self.weights_path}: has {found} bytes, the network of config.yaml needs {needed}. One of them is from another "
                 "run; copy the folder again."
             )
+
+    def _built(self, card: Card) -> nn.Module:
+        return build_model(self.config(), card.sigma_data, tuple(card.labels), card.classes, card.latents)
 
     def _decoder(self, card: Card) -> Autoencoder:
         """The autoencoder of a model of latents; RunError where it is not the one the model was trained with."""

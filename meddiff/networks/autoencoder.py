@@ -63,9 +63,9 @@ class Autoencoder(nn.Module):
             )
         except ValueError as e:
             raise NetworkError(f"No autoencoder can be built of channels {tuple(channels)}: {e}") from e
-        spread = self.network.quant_conv_log_sigma.conv
-        nn.init.zeros_(spread.weight)  # a deviation of 1 at the start would drown what the means say
-        nn.init.constant_(spread.bias, LOG_VARIANCE)
+        for name, parameter in self.network.get_submodule("quant_conv_log_sigma").named_parameters():
+            # a deviation of 1 at the start would drown what the means say
+            nn.init.constant_(parameter, LOG_VARIANCE if name.endswith("bias") else 0.0)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction of a draw, mean and deviation; `eps` is unit noise of `latent_shape`."""

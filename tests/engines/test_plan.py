@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from meddiff.cli import app
 from meddiff.cli import plan as cli
 from meddiff.config import parse_config
+from meddiff.data.conditions import Known
 from meddiff.engines.measure import Drawn, Request, Step, measure_sample, measure_step
 from meddiff.engines.plan import CONTEXT, Line, TooLargeError, plan
 from meddiff.errors import ConfigError
@@ -59,7 +60,7 @@ def test_a_line_goes_through_both_points_and_never_falls():
 
 def test_the_cost_of_a_batch_follows_from_two_smaller_ones():
     asked = []
-    result = plan(config(), (), 4, 1e12, False, exact(asked), drawn)
+    result = plan(config(), Known(), 4, 1e12, False, exact(asked), drawn)
     assert asked == [(2, (32, 32, 32)), (4, (32, 32, 32))]
     voxels = 8 * 32**3
     assert result.own.memory == 110 * MIB + 1024 * voxels + 4 * 32**3 * 4  # libraries, the step, held-out images
@@ -71,25 +72,25 @@ def test_the_cost_of_a_batch_follows_from_two_smaller_ones():
 
 
 def test_a_sample_takes_its_evaluations_and_what_is_done_once():
-    result = plan(config(), (), 0, 1e12, False, exact(), drawn)
+    result = plan(config(), Known(), 0, 1e12, False, exact(), drawn)
     assert result.sample_s == pytest.approx((2.0 + 5 * 0.5) / 2)  # 5 evaluations, two samples side by side
 
 
 def test_accumulated_batches_take_the_memory_of_one_and_the_time_of_all():
-    result = plan(config(batch=8, accumulate=4), (), 0, 1e12, False, exact(), drawn)
+    result = plan(config(batch=8, accumulate=4), Known(), 0, 1e12, False, exact(), drawn)
     assert result.own.memory == 110 * MIB + 1024 * 2 * 32**3
     assert result.own.step_s == pytest.approx(4 * (1 + 1e-6 * 2 * 32**3))
 
 
 def test_one_image_a_step_is_measured_whole_and_by_half():
     asked = []
-    plan(config(batch=1), (), 0, 1e12, False, exact(asked), drawn)
+    plan(config(batch=1), Known(), 0, 1e12, False, exact(asked), drawn)
     assert asked == [(1, (16, 32, 32)), (1, (32, 32, 32))]
 
 
 def test_what_is_too_large_to_measure_follows_from_smaller_images():
     asked = []
-    result = plan(config(size=(64, 64, 64), batch=1), (), 0, 1e12, False, exact(asked, most=70_000), drawn)
+    result = plan(config(size=(64, 64, 64), batch=1), Known(), 0, 1e12, False, exact(asked, most=70_000), drawn)
     assert asked[-2:] == [(1, (32, 32, 32)), (1, (32, 32, 64))]
     assert result.cost.smaller
     assert result.own.memory == 110 * MIB + 1024 * 64**3
@@ -97,13 +98,13 @@ def test_what_is_too_large_to_measure_follows_from_smaller_images():
 
 def test_what_cannot_be_measured_at_all_is_told():
     with pytest.raises(ConfigError, match="does not fit into the memory of this machine"):
-        plan(config(), (), 0, 1e12, False, exact(most=1), drawn)
+        plan(config(), Known(), 0, 1e12, False, exact(most=1), drawn)
 
 
 def test_what_would_help_is_named_with_what_it_takes():
-    gpu = plan(config(), (), 4, 200 * MIB, True, exact(), drawn)
+    gpu = plan(config(), Known(), 4, 200 * MIB, True, exact(), drawn)
     assert gpu.own.memory == 10 * MIB + 1024 * 8 * 32**3 + CONTEXT
-    result = plan(config(), (), 0, 300 * MIB, False, exact(), drawn)
+    result = plan(config(), Known(), 0, 300 * MIB, False, exact(), drawn)
     assert not result.own.fits
     found = {change.what: change for change in result.changes}
     assert found["network.checkpointing=true"].memory == 110 * MIB + 512 * 8 * 32**3
