@@ -20,7 +20,7 @@ from meddiff.intensity_config import Intensity, Percentile
 from meddiff.intensity_config import Window as Window
 from meddiff.settings import Settings
 
-LARGEST = 1 << 20  # bytes of a config
+LARGEST = 1 << 16  # bytes of a config
 SHORT = reprlib.Repr()  # of values in messages
 SHORT.maxstring = SHORT.maxother = 100
 

@@ -183,7 +183,7 @@ def open_array(path: Path) -> np.ndarray:
     """An array of the cache, memory-mapped, never unpickled; ManifestError where it is missing or damaged."""
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, SyntaxError) as e:
+    except Exception as e:  # numpy raises what it likes at a header that is none
         raise ManifestError(
             f"{path}: this file of the cache cannot be read ({' '.join(str(e).split())[:200]}). Remove it; it is made again "
             "from the scan."

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
-from meddiff.config import LARGEST, Config, NetworkConfig
+from meddiff.config import Config, NetworkConfig
 from meddiff.data.conditions import Known
 from meddiff.data.transforms import AXES
 from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
@@ -26,6 +26,7 @@ from meddiff.tasks.task import Space, Task
 
 # What multiplies c_noise so that its embedding resolves noise levels; the sinusoids were made for 1000 timesteps.
 NOISE_SCALE = {"edm": 250.0, "flow": 1000.0}
+LARGEST = 1 << 20  # bytes of a card
 
 
 class Latents(BaseModel):

@@ -95,8 +95,8 @@ def bomb(levels=12):
         ("task: " + "[" * 5000, "is not valid YAML"),
         ("task: " + "9" * 5000, "is not valid YAML"),
         ("task: 2001-99-99", "is not valid YAML"),
-        ("task: " + "x" * (2 << 20), "a config has at most"),
-        ("task: {" + ", ".join(f"k{i}: {i}" for i in range(20000)) + "}", "task: input should be"),
+        ("task: " + "x" * (1 << 16), "a config has at most"),
+        ("task: {" + ", ".join(f"k{i}: {i}" for i in range(4000)) + "}", "task: input should be"),
         ("", "should be a mapping"),
     ],
 )
@@ -161,16 +161,16 @@ def npy(shape, content):
 
 def test_a_small_zip_does_not_grow_to_a_large_array(attack, tmp_path):
     (tmp_path / "data").mkdir()
-    arrays = {"train_images.npy": npy((3000, 256, 256), bytes(3000 << 16))}
+    arrays = {"train_images.npy": npy((5000, 256, 256), bytes(5000 << 16))}
     zipped(tmp_path / "data" / "bomb.npz", arrays, level=1)
-    assert (tmp_path / "data" / "bomb.npz").stat().st_size < 1.5e6
-    attack("scan", tmp_path / "data", "ManifestError", "at most 200 for one")
-    attack("row", tmp_path / "data" / "bomb.npz", "ImageError", "at most 200 for one")
+    assert (tmp_path / "data" / "bomb.npz").stat().st_size < 2e6
+    attack("scan", tmp_path / "data", "ManifestError", "more than 200 for one")
+    attack("row", tmp_path / "data" / "bomb.npz", "ImageError", "more than 200 for one")
 
 
 def test_an_array_that_promises_more_than_the_zip_holds_is_refused(attack, tmp_path):
     zipped(tmp_path / "a.npz", {"train_images.npy": npy((1 << 20, 1 << 10, 1 << 10), b"x")})
-    attack("row", tmp_path / "a.npz", "ImageError", "no more than there are")
+    attack("row", tmp_path / "a.npz", "ImageError", "promises 1099511627776 bytes and holds")
     (tmp_path / "data").mkdir()
     zipped(tmp_path / "data" / "b.npz", {"train_images.npy": npy((3 << 20, 1, 1), bytes(3 << 20))})
     attack("scan", tmp_path / "data", "ManifestError", "rows; at most")
