@@ -23,7 +23,7 @@ from meddiff.networks.encoder import Encoder
 from meddiff.seeds import generator
 
 BATCH = 64
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 5e-3
 TEMPERATURE = 0.2
 SHIFT = 0.08  # of the size, either way, along each axis
 NOISE = (0.02, 0.3)  # standard deviation, model units

@@ -30,7 +30,7 @@ def patients(n):
 
 @pytest.fixture(scope="module")
 def encoder():
-    return train_encoder(heads(200, 0), torch.device("cpu"), 60).eval().requires_grad_(False)
+    return train_encoder(heads(200, 0), torch.device("cpu"), 120).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_copies_of_the_held_out_images_are_perfect_by_every_metric(judge):
     found = judge.judge(judge.held_out.images)
     assert found["encoder/coverage"].value == found["radiomic/precision"].value == 1
     assert found["sliced_wasserstein"].value == pytest.approx(0, abs=1e-6)
-    assert found["encoder/frechet"].value == pytest.approx(0, abs=1e-6)
+    assert found["encoder/frechet"].value == pytest.approx(0, abs=1e-4)
 
 
 def test_the_same_sets_give_the_same_figures(judge):
