@@ -208,7 +208,7 @@ def training_loader(
     )
 
 
-def evenly(images: Images, most: int) -> list[int]:
+def evenly(images: Items, most: int) -> list[int]:
     """The numbers of at most `most` items, spread evenly over all of them."""
     return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
 
