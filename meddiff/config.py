@@ -55,6 +55,7 @@ class DataConfig(Settings):
     degradation: Degradation | None = None  # restoration: what makes the degraded image of a clean one
     cache: Path | None = None  # preprocessed volumes; the user's cache folder unless given
     workers: int = Field(0, ge=0)  # loader processes
+    unreadable_limit: float = Field(0.01, ge=0, le=1)  # share of the cases that may turn out unreadable in a run
 
 
 class NetworkConfig(Settings):
@@ -163,11 +164,22 @@ class TrainConfig(Settings):
     checkpoint_every: int = Field(500, ge=1)  # steps
     validate_every: int = Field(500, ge=1)  # steps
     preview_every: int = Field(500, ge=1)  # steps
+    keep_checkpoints: int = Field(2, ge=2)  # the newest ones; the best stays besides
+    nonfinite_limit: int = Field(20, ge=1)  # steps in a row without a finite loss and gradient, after which a run ends
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process holds the whole model, or a share of it
+    compile: bool = False  # by torch.compile; needs a C++ compiler on a CPU
+    channels_last: bool = False  # memory layout of the convolutions
+    ema_device: Literal["cpu"] | None = None  # where the moving average lives; beside the model unless given
 
     @model_validator(mode="after")
     def _accumulates(self) -> "TrainConfig":
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
+        if self.parallel == "fsdp" and (self.precision == "fp16" or self.channels_last or self.ema_device):
+            raise ValueError(
+                "parallel: fsdp goes with precision fp32 or bf16, without channels_last and ema_device; it shares out the "
+                "moving average too"
+            )
         return self
 
 
@@ -226,6 +238,8 @@ class Config(Settings):
                 f"data.size = {list(data.size)} is too small for {len(network.channels)} levels of network.channels: "
                 f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
             )
+        if self.task == "autoencoder" and self.train.parallel == "fsdp":
+            raise ValueError("train.parallel = fsdp shares out denoisers; an autoencoder trains with ddp. Change it")
         process = self.diffusion.process
         only = {"synthesis": ("gaussian",), "autoencoder": ("gaussian",), "restoration": ("gaussian", "direct")}
         if process not in only.get(self.task, (process,)):

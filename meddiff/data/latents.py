@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meddiff.data.loader import OUTSIDE, Draw, Images, centred
+from meddiff.data.loader import OUTSIDE, Draw, Images, centred, readable
 from meddiff.data.manifest import Case
 from meddiff.data.store import open_array, write_array
 from meddiff.data.transforms import AXES
-from meddiff.errors import ConfigError
+from meddiff.errors import CaseError, ConfigError, ManifestError
 from meddiff.seeds import generator
 
 FORMAT = 1  # raise it when the encoding changes what it computes
@@ -52,14 +52,21 @@ class LatentImages(Dataset):
         return len(self.images)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor | str | int]:
-        case = self.cases[self.items[draw.item].case]
-        return {**self.image(draw.item, draw.seed), "case": case.case, "seed": draw.seed}
+        draw, item, unreadable = readable(self, draw)
+        case = self.cases[self.items[draw.item].case].case
+        return {**item, "case": case, "seed": draw.seed, "unreadable": unreadable}
 
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
-        """A draw from the latents of item `index` as "image", (C, *size) float32; the seed draws it and places a patch."""
+        """A draw from the latents of item `index` as "image", (C, *size) float32; the seed draws it and places a patch.
+
+        CaseError where they cannot be read.
+        """
         item = self.items[index]
         case = self.cases[item.case]
-        array = open_array(self.path(case))[item.slice or 0]  # (2 C, *latents)
+        try:
+            array = open_array(self.path(case))[item.slice or 0]  # (2 C, *latents)
+        except ManifestError as e:
+            raise CaseError(f"{case.case}: {e}", case.case) from e
         start = self._start(case, array.shape[1:], item.slice, seed)
         here = tuple(slice(a, a + n) for a, n in zip(start, self.size, strict=True))
         mean, deviation = torch.from_numpy(array[(slice(None), *here)].copy()).chunk(2)

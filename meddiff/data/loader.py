@@ -1,7 +1,8 @@
 """Manifest + transforms + store -> batches. What step k sees is a function of the seed and k alone."""
 
+import signal
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -14,10 +15,11 @@ from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import BACKGROUND, Entry, Store
 from meddiff.data.transforms import AXES, augmentation
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, ManifestError
 from meddiff.seeds import derive
 
-REDRAWS = 8  # random patches tried for one with enough foreground
+REDRAWS = 8  # random patches tried for one with enough foreground, and items for one that can be read
+GRACE_S = 60  # that a loader process lives after SIGTERM
 OUTSIDE = {"image": -1.0, "label": 0.0, "given": -1.0}  # what lies around a volume: background
 
 
@@ -41,6 +43,7 @@ class Items(Protocol):
     """What a loader takes: images, or what stands for them."""
 
     data: DataConfig
+    items: list[Item]
 
     def __len__(self) -> int: ...
 
@@ -51,6 +54,24 @@ class Items(Protocol):
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
         """Item `index` without augmentation."""
         ...
+
+
+def readable(images: Items, draw: Draw) -> tuple[Draw, dict[str, Tensor], int]:
+    """An item with its draw, and the number of the case that another one stands in for, -1 where none does.
+
+    The other one is the same each time. CaseError where `REDRAWS` others cannot be read either.
+    """
+    try:
+        return draw, images.image(draw.item, draw.seed), -1
+    except CaseError as e:
+        why = e
+    for attempt in range(REDRAWS):
+        other = replace(draw, item=derive(draw.seed, "instead", attempt) % len(images))
+        try:
+            return other, images.image(other.item, other.seed), images.items[draw.item].case
+        except CaseError:
+            continue
+    raise why
 
 
 class Images(Dataset):
@@ -88,11 +109,12 @@ class Images(Dataset):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor | str | int]:
-        item = self.image(draw.item, draw.seed)
+        draw, item, unreadable = readable(self, draw)
         if self.augment is not None:
             self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
             item = {name: torch.as_tensor(value) for name, value in self.augment(item).items()}
-        return {**item, "case": self.cases[self.items[draw.item].case].case, "seed": draw.seed}
+        case = self.cases[self.items[draw.item].case].case
+        return {**item, "case": case, "seed": draw.seed, "unreadable": unreadable}
 
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
         """Item `index` without augmentation: "image", and "label" and "given" if there are any, each (1, *size) float32.
@@ -142,8 +164,17 @@ def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: f
 class Steps(Sampler[list[Draw]]):
     """The batches of the steps `start` to `stop`: item p of the run is item p mod n of a shuffle of its own epoch."""
 
-    def __init__(self, items: int, batch: int, start: int, stop: int, seed: int) -> None:
+    def __init__(
+        self,
+        items: int,
+        batch: int,  # of all processes together
+        start: int,
+        stop: int,
+        seed: int,
+        part: slice = slice(None),  # of the batch: this process's places in it
+    ) -> None:
         self.items, self.batch, self.start, self.stop, self.seed = items, batch, start, stop, seed
+        self.part = part
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -152,7 +183,7 @@ class Steps(Sampler[list[Draw]]):
         epoch, order = -1, np.empty(0, dtype=int)
         for step in range(self.start, self.stop):
             draws = []
-            for position in range(step * self.batch, (step + 1) * self.batch):
+            for position in range(step * self.batch, (step + 1) * self.batch)[self.part]:
                 if position // self.items != epoch:
                     epoch = position // self.items
                     order = np.random.default_rng(derive(self.seed, "order", epoch)).permutation(self.items)
@@ -160,17 +191,27 @@ class Steps(Sampler[list[Draw]]):
             yield draws
 
 
-def training_loader(images: Items, batch: int, start: int, stop: int, seed: int) -> DataLoader:
+def training_loader(
+    images: Items, batch: int, start: int, stop: int, seed: int, part: slice = slice(None)
+) -> DataLoader:
     """Batches {"image": (B, 1, *size), "label", "given": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`.
 
-    Beside them is what `Images.told` holds, (B, ...).
+    Beside them is what `Images.told` holds, (B, ...). Of every batch only the `part` of this process. "unreadable" (B,) is the
+    number of the case that another one stands in for, -1 where the item is the one that was drawn.
     """
     return DataLoader(
         cast(Dataset, images),
-        batch_sampler=Steps(len(images), batch, start, stop, seed),
+        batch_sampler=Steps(len(images), batch, start, stop, seed, part),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
+        worker_init_fn=_outlive if images.data.workers else None,
     )
+
+
+def _outlive(worker: int) -> None:
+    """Let a loader process live on after a signal to all of a job, as long as the last step and its checkpoint take."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def fixed(images: Items, most: int) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
 from meddiff.data.transforms import AXES, intensity_record, placing, preprocessing, to_meta
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, MeddiffError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
@@ -69,25 +69,32 @@ class Store:
     ) -> list[Entry]:
         """The entries of `cases`, made where they are missing.
 
-        ManifestError where a source is not the one that was scanned: it is hashed whenever its size or time changed.
+        CaseError where a source cannot be read, or is not the one that was scanned: it is hashed whenever its size or time
+        changed.
         """
         entries = []
         for case in cases:
-            entry = self._entry(case)
-            if entry is None or entry.stamp != self._stamp(manifest, case):
-                manifest.verify(case)
-                entry = self._make(manifest, case)
-            entries.append(entry)
+            try:
+                entries.append(self._entry(manifest, case))
+            except (ImageError, GeometryError, ManifestError) as e:
+                raise CaseError(_named(case, e), case.case) from e
             if on_case:
                 on_case(case)
         return entries
 
-    def _entry(self, case: Case) -> Entry | None:
+    def _entry(self, manifest: Manifest, case: Case) -> Entry:
+        entry = self._found(case)
+        if entry is None or entry.stamp != self._stamp(manifest, case):
+            manifest.verify(case)
+            entry = self._make(manifest, case)
+        return entry
+
+    def _found(self, case: Case) -> Entry | None:
         """The record of a case; None where there is none, or it or the arrays it is of are damaged."""
         try:
             entry = Entry.model_validate_json((self.folder / f"{self.key(case)}.json").read_bytes())
             arrays = [(self.array(case), np.float16), *([(self.label(case), np.uint8)] if self.labels else [])]
-        except (FileNotFoundError, ValidationError, ManifestError):
+        except (FileNotFoundError, ValidationError, CaseError):
             return None
         return entry if all(a.shape == entry.shape and a.dtype == kind for a, kind in arrays) else None
 
@@ -96,12 +103,18 @@ class Store:
         return tuple((s.st_size, s.st_mtime_ns) for s in (p.stat() for p in paths if p.exists()))
 
     def array(self, case: Case) -> np.ndarray:
-        """The volume (I, J, K), float16, memory-mapped: only what is indexed is read."""
-        return open_array(self.folder / f"{self.key(case)}.npy")
+        """The volume (I, J, K), float16, memory-mapped: only what is indexed is read. CaseError where it cannot be."""
+        return self._read(case, ".npy")
 
     def label(self, case: Case) -> np.ndarray:
-        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background."""
-        return open_array(self.folder / f"{self.key(case)}.label.npy")
+        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background. CaseError where it cannot be read."""
+        return self._read(case, ".label.npy")
+
+    def _read(self, case: Case, suffix: str) -> np.ndarray:
+        try:
+            return open_array(self.folder / f"{self.key(case)}{suffix}")
+        except ManifestError as e:
+            raise CaseError(f"{case.case}: {e}", case.case) from e
 
     def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
         volume = numbered(load_label(manifest, case), case, self.labels)
@@ -171,6 +184,11 @@ def numbered(volume: Volume, case: Case, names: Sequence[str]) -> Volume:
     for i, name in enumerate(names, 1):
         array[volume.array == case.labels[name]] = i
     return Volume(array, volume.geometry, volume.modality, volume.unit)
+
+
+def _named(case: Case, error: MeddiffError) -> str:
+    """The message of an error with the case it is about."""
+    return str(error) if str(error).startswith(case.case) else f"{case.case}: {error}"
 
 
 def default_cache() -> Path:

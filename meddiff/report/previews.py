@@ -17,6 +17,7 @@ from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.diffusion.samplers import OnStep
 from meddiff.engines.fit import Session
 from meddiff.engines.predict import draw_samples, sigma_grid
+from meddiff.engines.processes import first
 from meddiff.networks.autoencoder import Autoencoder
 from meddiff.report.figures import save_mosaic, save_panels, save_process
 from meddiff.seeds import generator
@@ -31,18 +32,20 @@ STAGES = 8  # columns of the pictures of the process
 def previews(session: Session) -> None:
     """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for synthesis also the two processes.
 
-    Synthesis shows samples. The other tasks show what they do with a few held-out images, or training images
-    where no split was held out.
+    Synthesis shows samples. The other tasks show what they do with a few held-out images, or training images where no
+    split was held out. Of several processes all draw, since each may hold a share of the model, and the first saves.
     """
     if session.config.task != "synthesis":
         _attach(session, _given(session))
         return
-    session.engine.add_event_handler(
-        Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
-    )
+    if first():
+        session.engine.add_event_handler(
+            Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
+        )
     _attach(session, lambda path: save_preview(session, path))
     session.engine.add_event_handler(
-        Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
+        Events.COMPLETED,
+        lambda: _with_average(session, lambda: save_reverse(session, session.run.previews / "reverse.png")),
     )
 
 
@@ -52,9 +55,14 @@ def _attach(session: Session, save: Callable[[Path], None]) -> None:
     def show() -> None:
         step = session.engine.state.iteration
         if step % every == 0 or step == last:
-            save(session.run.previews / f"step_{step:08d}.png")
+            _with_average(session, lambda: save(session.run.previews / f"step_{step:08d}.png"))
 
     session.engine.add_event_handler(Events.ITERATION_COMPLETED, show)
+
+
+def _with_average(session: Session, act: Callable[[], None]) -> None:
+    with session.ema.on(session.device):
+        act()
 
 
 def _given(session: Session) -> Callable[[Path], None]:
@@ -81,7 +89,8 @@ def save_labels(session: Session, batch: dict[str, Tensor], path: Path) -> None:
         ("First answer", p.argmax(1, keepdim=True) * grey - 1),
         ("Doubt", 1 - 2 * p.amax(1, keepdim=True)),
     ]
-    save_panels(path, panels, 1)
+    if first():
+        save_panels(path, panels, 1)
 
 
 @torch.no_grad()
@@ -93,7 +102,8 @@ def save_restored(session: Session, batch: dict[str, Tensor], path: Path) -> Non
     assert cond is not None
     assert cond.image is not None
     m, _, _ = answer(model, cond.map(lambda v: v.to(session.device)))
-    save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
+    if first():
+        save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
 
 
 @torch.no_grad()
@@ -102,14 +112,16 @@ def save_reconstructed(session: Session, batch: dict[str, Tensor], path: Path) -
     model, image = session.ema.model, batch["image"]
     assert isinstance(model, Autoencoder)
     decoded = model.decode(model.encode(image.to(session.device))[0], image.shape[2:]).cpu()
-    save_panels(path, [("Image", image), ("Reconstruction", decoded)], 1)
+    if first():
+        save_panels(path, [("Image", image), ("Reconstruction", decoded)], 1)
 
 
 def save_preview(session: Session, path: Path) -> None:
     """A mosaic of samples with fixed seeds."""
     count = SHOWN[session.config.network.spatial_dims]
     samples = torch.stack(list(_drawn(session, count)))
-    save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
+    if first():
+        save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
 
 
 def _drawn(session: Session, count: int, on_step: OnStep | None = None) -> Iterator[Tensor]:
@@ -142,6 +154,8 @@ def save_reverse(session: Session, path: Path) -> None:
         denoised.append(_shown(session, d[0]))
 
     list(_drawn(session, 1, keep))
+    if not first():
+        return
     sigmas = sigma_grid(session.config.sample)[1:]
     chosen = torch.linspace(0, len(states) - 1, min(STAGES, len(states))).round().long().tolist()
     rows = [("x", [states[i] for i in chosen]), ("D(x)", [denoised[i] for i in chosen])]
