@@ -1,9 +1,10 @@
 """A KL autoencoder for 2D and 3D: images <-> a Gaussian over latents, `factor` times smaller along each axis.
 
 MONAI's AutoencoderKL (Rombach et al. 2022, section 3.1) with what it lacks: any image size, windows over large volumes, and
-deviations that are returned instead of drawn from. The first latents hold means of parts of their voxels besides, and the network
-what these leave (a shortcut as of Chen et al. 2025, Deep Compression Autoencoder, section 3.1): it learns from the first step on. No attention, so that a latent follows from its surroundings alone and
-windows agree where they overlap.
+deviations that are returned instead of drawn from. The first latents also hold the means of parts of their voxels, and the
+network what these leave out (a shortcut after Chen et al. 2025, Deep Compression Autoencoder, section 3.1), so that it
+reconstructs something from the first step on. No attention: a latent follows from its surroundings alone, and windows agree
+where they overlap.
 """
 
 from collections.abc import Callable, Sequence
