@@ -20,6 +20,7 @@ from meddiff.data.transforms import AXES
 from meddiff.errors import CaseError, ConfigError, ManifestError
 from meddiff.seeds import generator
 
+TOGETHER = 16  # slices that are encoded side by side
 FORMAT = 1  # raise it when the encoding changes what it computes
 
 
@@ -89,13 +90,13 @@ class LatentImages(Dataset):
 
     def prepare(
         self,
-        encode: Callable[[Tensor], tuple[Tensor, Tensor]],  # images (1, 1, *spatial) -> mean, deviation
+        encode: Callable[[Tensor], tuple[Tensor, Tensor]],  # images (B, 1, *spatial) -> mean, deviation
         on_case: Callable[[Case], None] | None = None,
     ) -> None:
         """Encode the cases that have not been."""
         for case in self.cases:
             if not self.path(case).exists():
-                parts = [torch.cat(encode(part[None]), dim=1) for part in self._parts(case)]
+                parts = [torch.cat(encode(some), dim=1) for some in self._parts(case).split(TOGETHER)]
                 write_array(self.path(case), torch.cat(parts).float().cpu().numpy())
             if on_case:
                 on_case(case)
