@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from meddiff.config import Config
 from meddiff.data.conditions import images_of, learn
-from meddiff.data.loader import Images, augmented, fixed, training_loader
+from meddiff.data.loader import Images, augmented, close, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry
 from meddiff.data.transforms import AXES
@@ -164,10 +164,13 @@ def _fit(
     every = Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps))
     engine.add_event_handler(every, keeper.save)
     if start < train.steps:
+        loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
         try:
-            engine.run(training_loader(images, train.batch, start, train.steps, train.seed, part))
+            engine.run(loader)
         except RuntimeError as e:
             raise _explained(e, keeper.saved) from e
+        finally:
+            close(loader)
     return run
 
 
