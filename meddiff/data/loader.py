@@ -192,7 +192,7 @@ def close(loader: DataLoader) -> None:
     """End the loader processes now, also where an error still holds on to them: torch would raise it again later."""
     if loader._iterator is not None:  # kept by a loader with processes only
         with suppress(RuntimeError):  # that one of them was killed, which the run has said
-            loader._iterator._shutdown_workers()
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def _outlive(worker: int) -> None:

@@ -167,7 +167,7 @@ def _fit(
         loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
         try:
             engine.run(loader)
-        except RuntimeError as e:
+        except (RuntimeError, ConnectionError, EOFError) as e:
             raise _explained(e, keeper.saved) from e
         finally:
             close(loader)
@@ -185,13 +185,13 @@ def _resumed(run: Run, identity: dict[str, str], force: bool) -> tuple[int, dict
     return 0, None
 
 
-def _explained(error: RuntimeError, saved: int) -> RuntimeError | RunError:
+def _explained(error: Exception, saved: int) -> Exception:
     """What the user can do about an error that torch raises when another process is gone; others as they are."""
     text = str(error)
     go_on = f"The checkpoint of step {saved} is whole; go on from it with --resume." if saved else "Start again."
-    if "DataLoader worker" in text:
+    if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):
         return RunError(
-            f"A loader process ended ({text.splitlines()[0]}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
+            f"A loader process ended ({text.partition(chr(10))[0]}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
         )
     if isinstance(error, torch.distributed.DistError) or "gloo" in text:
         return RunError(f"Another process of this run ended; its own message says why. {go_on}")
