@@ -190,8 +190,9 @@ def _explained(error: Exception, saved: int) -> Exception:
     text = str(error)
     go_on = f"The checkpoint of step {saved} is whole; go on from it with --resume." if saved else "Start again."
     if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):
+        what = text.splitlines()[0] if text else type(error).__name__
         return RunError(
-            f"A loader process ended ({text.partition(chr(10))[0]}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
+            f"A loader process ended ({what}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
         )
     if isinstance(error, torch.distributed.DistError) or "gloo" in text:
         return RunError(f"Another process of this run ended; its own message says why. {go_on}")
