@@ -12,6 +12,7 @@ from meddiff.cli import (
     evaluate,
     info,
     phantom,
+    plan,
     prepare,
     restore,
     sample,
@@ -32,7 +33,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (demo, phantom, scan, deidentify, prepare, train, sample, augment, segment, restore, evaluate, info):
+for module in (
+    demo,
+    phantom,
+    scan,
+    deidentify,
+    prepare,
+    plan,
+    train,
+    sample,
+    augment,
+    segment,
+    restore,
+    evaluate,
+    info,
+):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 

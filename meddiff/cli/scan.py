@@ -32,6 +32,10 @@ def command(
             help="Regions of SEG and RTSTRUCT that become labels 1, 2, ..., by name; the first wins where they overlap."
         ),
     ] = "",
+    record: Annotated[
+        str,
+        typer.Option(help="What DICOM headers say of the person, for models to be asked for: sex, age, manufacturer."),
+    ] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes that read DICOM headers; 0: one for each core.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="List every case and every refused file.")] = False,
     quiet: Quiet = False,
@@ -67,6 +71,7 @@ def command(
             root=output.absolute().parent,
             repairs=[name for name, asked in ((FILL_GAPS, fill_gaps), (RESAMPLE_TILT, resample_tilt)) if asked],
             regions=[name.strip() for name in regions.split(",")] if regions else [],
+            record=[name.strip() for name in record.split(",")] if record else [],
             workers=workers or os.cpu_count() or 1,
             headers=lambda done, total: bar.update(opened, completed=done, total=total, visible=True),
             progress=lambda done, total: bar.update(task, completed=done, total=total),

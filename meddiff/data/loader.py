@@ -4,6 +4,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -37,6 +38,41 @@ class Draw:
 
     item: int
     seed: int
+
+
+class Items(Protocol):
+    """What a loader takes: images, or what stands for them."""
+
+    data: DataConfig
+    items: list[Item]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """One place of a training batch."""
+        ...
+
+    def image(self, index: int, seed: int) -> dict[str, Tensor]:
+        """Item `index` without augmentation."""
+        ...
+
+
+def readable(images: Items, draw: Draw) -> tuple[Draw, dict[str, Tensor], int]:
+    """An item with its draw, and the number of the case that another one stands in for, -1 where none does.
+
+    The other one is the same each time. CaseError where `REDRAWS` others cannot be read either.
+    """
+    try:
+        return draw, images.image(draw.item, draw.seed), -1
+    except CaseError as e:
+        why = e
+    for attempt in range(REDRAWS):
+        other = replace(draw, item=derive(draw.seed, "instead", attempt) % len(images))
+        try:
+            return other, images.image(other.item, other.seed), images.items[draw.item].case
+        except CaseError:
+            continue
+    raise why
 
 
 class Images(Dataset):
@@ -74,27 +110,12 @@ class Images(Dataset):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor | str | int]:
-        unreadable = -1  # the case that another one stands in for
-        try:
-            item = self.image(draw.item, draw.seed)
-        except CaseError:
-            unreadable = self.items[draw.item].case
-            draw, item = self._instead(draw)
+        draw, item, unreadable = readable(self, draw)
         if self.augment is not None:
             self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
             item = {name: torch.as_tensor(value) for name, value in self.augment(item).items()}
         case = self.cases[self.items[draw.item].case].case
         return {**item, "case": case, "seed": draw.seed, "unreadable": unreadable}
-
-    def _instead(self, draw: Draw) -> tuple[Draw, dict[str, Tensor]]:
-        """A readable item for one that is not, the same each time; CaseError where `REDRAWS` others are unreadable too."""
-        for attempt in range(REDRAWS):
-            other = replace(draw, item=derive(draw.seed, "instead", attempt) % len(self))
-            try:
-                return other, self.image(other.item, other.seed)
-            except CaseError:
-                continue
-        return draw, self.image(draw.item, draw.seed)
 
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
         """Item `index` without augmentation: "image", and "label" and "given" if there are any, each (1, *size) float32.
@@ -111,11 +132,11 @@ class Images(Dataset):
         if item.slice is not None:
             arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
         whole = arrays["image"]
-        start = self._start(whole, seed) if self.random_crop else centred(whole.shape, self.data.size)
+        start = self.place(whole, seed) if self.random_crop else centred(whole.shape, self.data.size)
         maps = {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
         return maps | {name: values[item.case] for name, values in self.told.items()}
 
-    def _start(self, array: np.ndarray, seed: int) -> list[int]:
+    def place(self, array: np.ndarray, seed: int) -> list[int]:
         """Where a random patch begins, drawn again while it holds too little foreground."""
         rng = np.random.default_rng(derive(seed, "crop"))
         for _ in range(REDRAWS):
@@ -172,7 +193,7 @@ class Steps(Sampler[list[Draw]]):
 
 
 def training_loader(
-    images: Images, batch: int, start: int, stop: int, seed: int, part: slice = slice(None)
+    images: Items, batch: int, start: int, stop: int, seed: int, part: slice = slice(None)
 ) -> DataLoader:
     """Batches {"image": (B, 1, *size), "label", "given": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`.
 
@@ -180,7 +201,7 @@ def training_loader(
     number of the case that another one stands in for, -1 where the item is the one that was drawn.
     """
     return DataLoader(
-        images,
+        cast(Dataset, images),
         batch_sampler=Steps(len(images), batch, start, stop, seed, part),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
@@ -201,7 +222,7 @@ def _outlive(worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def fixed(images: Images, most: int) -> dict[str, Tensor]:
+def fixed(images: Items, most: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
     chosen = _spread(images, most)
     items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
@@ -209,11 +230,11 @@ def fixed(images: Images, most: int) -> dict[str, Tensor]:
     return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
 
 
-def augmented(images: Images, most: int, seed: int) -> dict[str, Tensor]:
+def augmented(images: Items, most: int, seed: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, as training sees them, each (n, 1, *size)."""
     items = [images[Draw(i, derive(seed, "reference", i))] for i in _spread(images, most)]
     return {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in items[0] if name != "case"}
 
 
-def _spread(images: Images, most: int) -> list[int]:
+def _spread(images: Items, most: int) -> list[int]:
     return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()

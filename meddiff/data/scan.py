@@ -18,6 +18,7 @@ from meddiff.data.splits import split_counts
 from meddiff.errors import ManifestError
 from meddiff.imaging.dicom import Refusal
 from meddiff.imaging.dicom_dir import is_directory, read_directory
+from meddiff.imaging.dicom_person import check_attributes
 from meddiff.imaging.regions import region_names
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,7 @@ def scan(
     root: Path | None = None,  # folder of the manifest; None: absolute paths
     repairs: Sequence[str] = (),  # of `imaging.dicom.REPAIRS`, that may be made; the cases record those that were
     regions: Sequence[str] = (),  # of DICOM label maps, by name, that become labels 1, 2, ...; without any, all of them
+    record: Sequence[str] = (),  # of `imaging.dicom_person.ATTRIBUTES`, that become classes of DICOM cases
     workers: int = 1,  # processes that read DICOM headers; the result is the same for any number
     headers: Callable[[int, int], None] | None = None,  # told (DICOM headers read, headers to read)
     progress: Callable[[int, int], None] | None = None,  # told (files read, files to read)
@@ -44,7 +46,8 @@ def scan(
     """
     split_counts(0, split)  # a wrong split is told before the files are read
     region_names(regions)
-    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers))
+    check_attributes(record)
+    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers, tuple(record)))
     facts = gather(_roles(found), progress, regions, share)
     checked: list[Found] = []
     seen: dict[str, Path] = {}

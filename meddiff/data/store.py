@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
@@ -83,17 +83,20 @@ class Store:
         return entries
 
     def _entry(self, manifest: Manifest, case: Case) -> Entry:
-        try:
-            entry = Entry.model_validate_json((self.folder / f"{self.key(case)}.json").read_text(encoding="utf-8"))
-            self.array(case)
-            if self.labels:
-                self.label(case)
-        except (FileNotFoundError, ValueError, CaseError):  # not there, or damaged: it is made again
-            entry = None
+        entry = self._found(case)
         if entry is None or entry.stamp != self._stamp(manifest, case):
             manifest.verify(case)
             entry = self._make(manifest, case)
         return entry
+
+    def _found(self, case: Case) -> Entry | None:
+        """The record of a case; None where there is none, or it or the arrays it is of are damaged."""
+        try:
+            entry = Entry.model_validate_json((self.folder / f"{self.key(case)}.json").read_bytes())
+            arrays = [(self.array(case), np.float16), *([(self.label(case), np.uint8)] if self.labels else [])]
+        except (FileNotFoundError, ValidationError, CaseError):
+            return None
+        return entry if all(a.shape == entry.shape and a.dtype == kind for a, kind in arrays) else None
 
     def _stamp(self, manifest: Manifest, case: Case) -> tuple[tuple[int, int], ...]:
         paths = manifest.resolve(case.source(self.data.modality))
@@ -108,15 +111,10 @@ class Store:
         return self._read(case, ".label.npy")
 
     def _read(self, case: Case, suffix: str) -> np.ndarray:
-        path = self.folder / f"{self.key(case)}{suffix}"
         try:
-            return np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as e:
-            raise CaseError(
-                f"{case.case}: its preprocessed volume {path} cannot be read ({e}). Remove it and {self.key(case)}.json "
-                "beside it; it is then made again.",
-                case.case,
-            ) from e
+            return open_array(self.folder / f"{self.key(case)}{suffix}")
+        except ManifestError as e:
+            raise CaseError(f"{case.case}: {e}", case.case) from e
 
     def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
         volume = numbered(load_label(manifest, case), case, self.labels)
@@ -140,10 +138,9 @@ class Store:
         )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = self.folder / self.key(case)
-        _write(name.with_suffix(".npy"), lambda file: np.save(file, array.astype(np.float16)))
+        write_array(name.with_suffix(".npy"), array.astype(np.float16))
         if self.labels:
-            label = self._label(manifest, case)
-            _write(name.with_suffix(".label.npy"), lambda file: np.save(file, label))
+            write_array(name.with_suffix(".label.npy"), self._label(manifest, case))
         # the record is written last: an entry is whole when its record is there
         _write(name.with_suffix(".json"), lambda file: file.write(entry.model_dump_json().encode()))
         return entry
@@ -198,6 +195,22 @@ def default_cache() -> Path:
     """`$MEDDIFF_CACHE`, or the `meddiff` folder of the user's cache. It holds patient images: readable by the user only."""
     base = os.environ.get("MEDDIFF_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "meddiff"
+
+
+def open_array(path: Path) -> np.ndarray:
+    """An array of the cache, memory-mapped, never unpickled; ManifestError where it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as e:  # numpy raises what it likes at a header that is none
+        raise ManifestError(
+            f"{path}: this file of the cache cannot be read ({' '.join(str(e).split())[:200]}). Remove it; it is made again "
+            "from the scan."
+        ) from e
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An array of the cache, whole or not there."""
+    _write(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def _write(path: Path, fill: Callable) -> None:

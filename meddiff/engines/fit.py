@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from meddiff.config import Config
 from meddiff.data.conditions import images_of, learn
+from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Images, augmented, close, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry
@@ -25,6 +26,7 @@ from meddiff.engines.checkpoint import load_checkpoint, refuse_other
 from meddiff.engines.ema import EMA
 from meddiff.engines.interruption import Interruption
 from meddiff.engines.keeper import Keeper
+from meddiff.engines.latents import Codec
 from meddiff.engines.log import write_log
 from meddiff.engines.parallel import lay_out
 from meddiff.engines.processes import first, first_alone
@@ -59,10 +61,11 @@ class Session:
     task: Task
     ema: EMA
     card: Card
-    images: Images  # that it trains on
-    held_out: Images | None  # the split val
+    images: Images | LatentImages  # that it trains on
+    held_out: Images | LatentImages | None  # the split val
     device: torch.device
     keeper: Keeper
+    denoiser: nn.Module  # the EMA model as it is sampled from: of latents with what decodes them
 
 
 def fit(
@@ -104,21 +107,23 @@ def _fit(
         held.enter_context(run.writing())
     device = choose_device(train.device)
     manifest = Manifest.read(config.data.manifest)
-    identity = {"config": _digest(config), "manifest": manifest.digest}
+    codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
+    identity = {"config": _digest(config, "" if codec is None else codec.card.weights), "manifest": manifest.digest}
     start, state = _resumed(run, identity, force) if resume else (0, None)
 
     quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
     with first_alone():
-        images = prepare(config, manifest, "train", on_case, quarantine)
+        seen = prepare(config, manifest, "train", on_case, quarantine)
         known = learn(config, manifest)
-        held_out = prepare(config, manifest, "val", on_case, quarantine) if manifest.split("val") else None
+        unseen = prepare(config, manifest, "val", on_case, quarantine) if manifest.split("val") else None
+        images, held_out, latents = codec.encoded(seen, unseen, on_case) if codec is not None else (seen, unseen, None)
     if held_out is None:
         log.warning("%s has no cases in the split val: no held-out loss is measured.", config.data.manifest)
 
     task = build_task(config, known, augmented(images, train.reference, train.seed) if train.reference else None)
     sigma_data = _sigma_data(config, images, task)
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
-    model = build_model(config, sigma_data, images.labels, known.classes)
+    model = build_model(config, sigma_data, seen.labels, known.classes, latents)
     ema = EMA(model, train.ema)
     lay_out(model, train, device)
     lay_out(ema.model, train, torch.device(train.ema_device or device))
@@ -134,6 +139,7 @@ def _fit(
     card = Card(
         sigma_data=sigma_data,
         space=_space(config, images.entries),
+        latents=latents,
         labels=known.labels,
         classes=known.classes,
         covariates=known.covariates,
@@ -147,13 +153,16 @@ def _fit(
             held.enter_context(run.writing())
             run.refuse_if_taken()
         run.begin(config, manifest, start)
+        if codec is not None:
+            codec.copy_to(run)
         if state is not None:  # a kill may have come between the weights and their card
             run.save_model(state["ema"], card.model_copy(update={"step": start}))
     quarantine.write(run, start)
     keeper = Keeper(
         run, training, card, images, identity, train.keep_checkpoints, quarantine, interruption, saved=start
     )
-    session = Session(run, config, engine, model, task, ema, card, images, held_out, device, keeper)
+    denoiser = ema.model if codec is None or latents is None else codec.denoiser(ema.model, latents)
+    session = Session(run, config, engine, model, task, ema, card, images, held_out, device, keeper, denoiser)
     keeper.watch(engine)
     if held_out is not None:
         _measure(session, fixed(held_out, HELD_OUT))
@@ -224,12 +233,16 @@ def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
     return lambda engine, step: step % n == 0 or step == last
 
 
-def _digest(config: Config) -> str:
-    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards."""
+def _digest(config: Config, autoencoder: str = "") -> str:
+    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards.
+
+    `autoencoder` is the SHA-256 of the weights that `diffusion.latent` names.
+    """
     elsewhere = {
         "sample": True,
         "evaluate": True,
         "data": {"manifest", "cache", "workers", "unreadable_limit"},
+        "diffusion": {"latent"},
         "train": {
             "device",
             "checkpoint_every",
@@ -244,10 +257,10 @@ def _digest(config: Config) -> str:
         },
     }
     tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256((json.dumps(tree, sort_keys=True) + autoencoder).encode()).hexdigest()
 
 
-def _sigma_data(config: Config, images: Images, task: Task) -> float:
+def _sigma_data(config: Config, images: Images | LatentImages, task: Task) -> float:
     """The standard deviation of what is drawn, in model units, over at most 256 training images."""
     if config.diffusion.sigma_data != "auto":
         return config.diffusion.sigma_data

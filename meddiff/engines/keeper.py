@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ignite.engine import Engine, Events
 
+from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Images
 from meddiff.engines.card import Card
 from meddiff.engines.checkpoint import save_checkpoint
@@ -22,7 +23,7 @@ class Keeper:
     run: Run
     training: Training
     card: Card
-    images: Images  # that it trains on
+    images: Images | LatentImages  # that it trains on
     identity: dict[str, str]  # digests of config and manifest
     keep: int  # newest checkpoints
     quarantine: Quarantine

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 
+from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Images
 from meddiff.data.manifest import Case
 from meddiff.engines.processes import first, gathered
@@ -43,7 +44,7 @@ class Quarantine:
                 self.add(e.case, str(e))
                 left = [case for case in left if case.case != e.case]
 
-    def found(self, images: Images, numbers: Sequence[int]) -> bool:
+    def found(self, images: Images | LatentImages, numbers: Sequence[int]) -> bool:
         """Add the cases of these numbers, -1 being none; whether any of them is new."""
         before = len(self.cases)
         for number in {n for n in numbers if n >= 0}:
@@ -65,7 +66,7 @@ class Quarantine:
                 file.writelines(json.dumps({"step": step, "case": c, "why": self.cases[c]}) + "\n" for c in new)
 
 
-def _why(images: Images, number: int) -> str:
+def _why(images: Images | LatentImages, number: int) -> str:
     """The error of reading a case, which a loader process met."""
     item = next(i for i, one in enumerate(images.items) if one.case == number)
     try:

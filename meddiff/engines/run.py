@@ -18,9 +18,11 @@ from torch import Tensor, nn
 
 from meddiff.config import Config, load_config
 from meddiff.data.manifest import Manifest
+from meddiff.diffusion.compose import latent
 from meddiff.engines.card import Card, build_model
 from meddiff.engines.checkpoint import write_atomic
 from meddiff.errors import RunError
+from meddiff.networks.autoencoder import Autoencoder
 
 
 class Run:
@@ -38,6 +40,7 @@ class Run:
         self.lock_path = self.folder / ".lock"
         self.previews = self.folder / "previews"
         self.tensorboard = self.folder / "tensorboard"
+        self.autoencoder = self.folder / "autoencoder"  # of a model of latents: what decodes them
 
     @classmethod
     def open(cls, folder: str | Path) -> "Run":
@@ -115,11 +118,45 @@ class Run:
                     f"{self.weights_path}: has SHA-256 {found[:12]}..., model.json says {card.weights[:12]}.... "
                     "One of them is from another run or damaged; copy the folder again."
                 )
-            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.classes)
+            self._refuse_larger(card)
+            model = self._built(card)
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
+        if card.latents is not None:
+            model = latent(model, self._decoder(card), card.latents.mean, card.latents.std)
         return model.to(device).eval().requires_grad_(False), card
+
+    def _refuse_larger(self, card: Card) -> None:
+        """RunError where the config is of more weights than there are: they would be made before that is noticed."""
+        with torch.device("meta"):
+            model = self._built(card)
+        needed = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+        found = self.weights_path.stat().st_size
+        if needed > found:
+            raise RunError(
+                f"{self.weights_path}: has {found} bytes, the network of config.yaml needs {needed}. One of them is from another "
+                "run; copy the folder again."
+            )
+
+    def _built(self, card: Card) -> nn.Module:
+        return build_model(self.config(), card.sigma_data, tuple(card.labels), card.classes, card.latents)
+
+    def _decoder(self, card: Card) -> Autoencoder:
+        """The autoencoder of a model of latents; RunError where it is not the one the model was trained with."""
+        run = Run.open(self.autoencoder)
+        if run.config().task != "autoencoder":
+            raise RunError(f"{run.folder}: is no autoencoder. Copy the run folder again.")
+        model, own = run.load_model(torch.device("cpu"))
+        assert card.latents is not None
+        assert isinstance(model, Autoencoder)
+        if (own.weights, model.factor, model.latent_channels) != (
+            card.latents.autoencoder, card.latents.factor, len(card.latents.mean)
+        ):  # fmt: skip
+            raise RunError(
+                f"{run.folder}: is another autoencoder than the model was trained with. Copy the run folder again."
+            )
+        return model
 
 
 def _noted_by(line: bytes, step: int) -> bool:
