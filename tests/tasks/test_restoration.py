@@ -1,0 +1,56 @@
+"""What a model of a degradation learns from a batch."""
+
+import pytest
+import torch
+from torch import nn
+
+from meddiff.config import DataConfig
+from meddiff.diffusion.answered import Restored
+from meddiff.diffusion.denoiser import Preconditioned
+from meddiff.seeds import generator
+from meddiff.tasks.restoration import Restoration
+
+
+class Constant(nn.Module):
+    """A network that says one number; how many images it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.value, self.shown = nn.Parameter(torch.tensor(0.3)), 0
+
+    def forward(self, x, c_noise, cond=None):
+        self.shown += len(x)
+        return self.value.expand_as(x)
+
+
+def losses(share, training=True, samples=True):
+    data = DataConfig(manifest="m.jsonl", spacing_mm=(1, 1), size=(8, 8), degradation={"kind": "gaussian"})
+    task = Restoration(data, share)
+    first, second = Preconditioned(Constant(), sigma_data=0.5), Preconditioned(Constant(), sigma_data=0.4)
+    model = Restored(first, second if samples else None, 1).train(training)
+    image = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    x0, cond = task.example({"image": image, "seed": torch.arange(8)})
+    sigma = torch.linspace(0.1, 2, 8)
+    found = task.losses(model, x0, cond, sigma, [generator(0, "noise", i) for i in range(8)])
+    return found, first.network, second.network
+
+
+def test_the_second_network_learns_from_its_share_of_the_batch_as_if_it_were_all():
+    every, _, _ = losses(1.0)
+    direct, _, _ = losses(1.0, samples=False)
+    some, first, second = losses(0.25)
+    assert (first.shown, second.shown) == (8, 2)
+    torch.testing.assert_close(some[:2], direct[:2] + 4 * (every[:2] - direct[:2]))
+    torch.testing.assert_close(some[2:], direct[2:])
+
+
+def test_a_loss_that_is_reported_is_that_of_every_image():
+    torch.testing.assert_close(losses(0.25, training=False)[0], losses(1.0)[0])
+
+
+@pytest.mark.parametrize("share", [0.01, 1.0])
+def test_at_least_one_image_is_left_to_the_second_network(share):
+    found, _, second = losses(share)
+    assert second.shown == max(1, round(share * 8))
+    found.sum().backward()
+    assert second.value.grad.abs() > 0
