@@ -132,8 +132,8 @@ def test_a_mask_that_does_not_fit_is_refused(trained, unconditional, noisy, tmp_
     scan, missing = noisy[0], hole(noisy[0])
     model, card = unconditional.load_model(CPU)
 
-    def fill(missing, config=unconditional.config(), **options):
-        restore(model, config, card, scan, "a", 0, missing=missing, **options)
+    def fill(missing, run=unconditional, **options):
+        restore(model, run.config(), card, scan, "a", 0, missing=missing, **options)
 
     with pytest.raises(GeometryError, match="The mask lies on another grid"):
         fill(Volume(missing.array[:-1], replace(scan.geometry, shape=missing.array[:-1].shape), "SEG", "label"))
@@ -144,7 +144,7 @@ def test_a_mask_that_does_not_fit_is_refused(trained, unconditional, noisy, tmp_
     with pytest.raises(ConfigError, match="measured voxels are kept"):
         fill(missing, sigma=3.0)
     with pytest.raises(ConfigError, match="this one undoes gaussian"):
-        fill(missing, trained.config())
+        fill(missing, trained)
     for name in ("a", "b"):
         write_nifti(tmp_path / "scans" / f"{name}.nii.gz", scan)
     write_nifti(tmp_path / "mask.nii.gz", missing)
