@@ -12,11 +12,12 @@ from meddiff.config import Config
 from meddiff.data.loader import Images
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import BACKGROUND
-from meddiff.degradation_config import Gaussian, Rician
+from meddiff.degradation_config import Gaussian, Mask, Rician
 from meddiff.engines.card import Card
 from meddiff.engines.evaluate_cases import Method, Row
 from meddiff.engines.fit import prepare
 from meddiff.engines.restore import estimates
+from meddiff.errors import RunError
 from meddiff.metrics import classical
 from meddiff.metrics.fidelity import mae, psnr, ssim
 from meddiff.metrics.sets import Sets
@@ -52,9 +53,11 @@ def restored(
     """Every case by every method, at every level: PSNR, SSIM on the model's grid, MAE in the scan's unit inside the body.
 
     The degradation is drawn anew for every slice or patch from the case's name, the same for all methods; noise of the
-    gaussian and rician kinds is set to each of `evaluate.sigmas` in turn.
+    gaussian and rician kinds is set to each of `evaluate.sigmas` in turn. RunError where a method cannot take these images.
     """
     config, card = methods[0].config, methods[0].card
+    for other in methods[1:]:
+        _check_takes(other, config)
     images = prepare(config, manifest, split)
     for level, task in _levels(config):
         for index, items in groupby(range(len(images)), key=lambda i: images.items[i].case):
@@ -83,6 +86,25 @@ def empty_sets(config: Config, manifest: Manifest, split: str) -> Sets:
     chosen = _spread(range(len(images)), config.evaluate.n)
     clean = torch.stack([images.image(i, derive(0, "evaluate", i))["image"] for i in chosen])
     return Sets(clean, [images.cases[images.items[i].case].patient for i in chosen], RANGE)
+
+
+def _check_takes(other: Method, config: Config) -> None:
+    """RunError unless a method sees images as `config` does, and can undo what was done to them."""
+    for name in ("spacing_mm", "size", "axis", "intensity"):
+        found, expected = getattr(other.config.data, name), getattr(config.data, name)
+        if found != expected:
+            raise RunError(f"{other.name}: data.{name} is {found}, of the run {expected}; the same images are needed.")
+    undone = config.data.degradation
+    if other.config.task == "segmentation":
+        raise RunError(f"{other.name}: is a run of segmentation, which restores nothing.")
+    if other.config.task == "synthesis" and not isinstance(undone, Gaussian | Rician | Mask):
+        raise RunError(
+            f"{other.name}: a run of synthesis removes white noise and fills in masked regions; this table is of "
+            f"{undone.kind if undone else 'nothing'}. Leave it out."
+        )
+    masked = isinstance(other.config.data.degradation, Mask)
+    if other.config.task == "restoration" and masked != isinstance(undone, Mask):
+        raise RunError(f"{other.name}: of two runs, one is told what was masked and one is not; compare equals.")
 
 
 def _spread(items: Sequence[int], most: int | None) -> list[int]:

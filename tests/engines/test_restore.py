@@ -15,7 +15,7 @@ from meddiff.data.manifest import load_image
 from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.engines.fit import fit
 from meddiff.engines.restore import estimates, restore
-from meddiff.errors import ConfigError, GeometryError, ImageError
+from meddiff.errors import ConfigError, GeometryError, ImageError, RunError
 from meddiff.imaging.dicom import find_series, read_series
 from meddiff.imaging.nifti import read_nifti, write_nifti
 from meddiff.imaging.phantom import write_cohort
@@ -239,6 +239,23 @@ def test_evaluation_compares_with_the_classics_and_with_a_baseline(trained, tmp_
     done = [json.loads(line) for line in (tmp_path / "e" / "degradations.jsonl").read_text().splitlines()]
     assert [(one["kind"], one["sigma"]) for one in done] == [("gaussian", pytest.approx(0.1))] * 3
     assert len({(one["case"], one["slice"], one["seed"]) for one in done}) == 3
+
+
+def test_a_baseline_that_cannot_take_the_images_is_refused(trained, unconditional, tmp_path):
+    def evaluate(run, other):
+        result = CliRunner().invoke(
+            app, ["evaluate", str(run.folder), "-o", str(tmp_path / "e"), "--baseline", str(other.folder)]
+        )
+        assert isinstance(result.exception, RunError)
+        return str(result.exception)
+
+    wide = settings(tmp_path / "cache", steps=2)
+    wide = wide.model_copy(update={"data": wide.data.model_copy(update={"spacing_mm": (12.0, 12.0)})})
+    assert "data.spacing_mm is (12.0, 12.0)" in evaluate(trained, fit(wide, tmp_path / "wide"))
+    ringing = fit(settings(tmp_path / "cache", "gibbs", process="direct", steps=2), tmp_path / "gibbs")
+    assert "this table is of gibbs" in evaluate(ringing, unconditional)
+    masked = fit(settings(tmp_path / "cache", "mask", process="direct", steps=2), tmp_path / "mask")
+    assert "one is told what was masked and one is not" in evaluate(masked, ringing)
 
 
 def test_a_level_is_refused_where_there_is_none_and_a_sample_where_none_is_drawn(tmp_path, noisy):
