@@ -212,13 +212,14 @@ def _tell(
     from rich.table import Table
 
     short = [column.removeprefix("dice/").replace("_", " ") for column in columns]
-    table = Table("method", *short, *(name.replace("_", " ") for name in (next(iter(sets.values())) if sets else ())))
+    sets = sets or {}
+    apart = [name for name in next(iter(sets.values()), {}) if "/" not in name]  # the levels of detail stay in the file
+    table = Table("method", *short, *(name.replace("_", " ") for name in apart))
     for name, of_method in rows.items():
         means = [sum(row[c] for row in of_method) / len(of_method) for c in columns]
-        table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name].values() if sets else ()))))
-    for name, of_set in (sets or {}).items():
-        if name not in rows:  # the clean images, which needed no restoring
-            table.add_row(name, *("" for _ in columns), *(f"{value:.4f}" for value in of_set.values()))
+        table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name][a] for a in apart))))
+    for name in sets.keys() - rows.keys():  # the clean images, which needed no restoring
+        table.add_row(name, *("" for _ in columns), *(f"{sets[name][a]:.4f}" for a in apart))
     show(table)
     tell.print(
         f"n = {len(next(iter(rows.values())))} cases; {output / 'metrics.json'}, methods.csv, cases.png",

@@ -236,8 +236,9 @@ def _with_mask(config: Config, seen: Seen, missing: Volume) -> tuple[Tensor, Ten
 
     A voxel of the model's grid is known where hardly any of it is made of what is missing.
     """
-    image = placing(config.data)({"image": to_meta(missing)})["image"].as_tensor()
-    unknown = (seen.batch(image, outside=0.0) > BLURRED).float()
+    share = placing(config.data)({"image": to_meta(replace(missing, array=missing.array.astype(np.float32)))})["image"]
+    parts = seen.batch(share.as_tensor(), outside=0.0)
+    unknown = (parts > min(BLURRED, float(parts.max()) / 2)).float()
     chosen = unknown.flatten(1).any(1).nonzero()[:, 0]
     fill = config.data.degradation.fill if isinstance(config.data.degradation, Mask) else -1.0
     filled = torch.where(unknown > 0, fill, seen.images)

@@ -100,18 +100,18 @@ def _every_second(images: Tensor) -> tuple[slice, ...]:
 
 
 def _patches(images: Tensor, purpose: tuple[int, str, int]) -> Tensor:
-    """`PATCHES` patches of every image, each (1, C, PATCH, ...), at places that follow from `purpose`; all in one batch."""
+    """`PATCHES` patches of every image (n, C, *spatial) at places that follow from `purpose`, (n * PATCHES, C, PATCH, ...)."""
     spatial = images.shape[2:]
     if min(spatial) < PATCH:
         raise MetricError(
             f"The texture of images is told from patches of {PATCH} voxels an axis; found {tuple(spatial)}."
         )
     draw = generator(*purpose)
-    taken = []
-    for image in images:
-        starts = [torch.randint(n - PATCH + 1, (PATCHES,), generator=draw).tolist() for n in spatial]
-        taken += [image[(..., *(slice(s, s + PATCH) for s in start))] for start in zip(*starts, strict=True)]
-    return torch.stack(taken)
+    starts = [torch.randint(n - PATCH + 1, (len(images), PATCHES), generator=draw) for n in spatial]
+    for axis in range(2, images.ndim):
+        images = images.unfold(axis, PATCH, 1)  # (n, C, *places, *patch), without a copy
+    chosen = images.movedim(1, len(spatial) + 1)[(torch.arange(len(images))[:, None], *starts)]
+    return chosen.flatten(0, 1)  # (n * PATCHES, C, *patch)
 
 
 def spectrum_distance(a: Tensor, b: Tensor) -> float:  # (n, C, *spatial), (m, C, *spatial)

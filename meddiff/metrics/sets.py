@@ -37,10 +37,12 @@ class Sets:
         sliced_wasserstein  to the clean images of the same slices, in image units. Pairs lie side by side in it, so that it
                             measures error more than texture: among samples and means, the mean is nearer
         spectrum_db         the ratio of power spectra to those of the same slices, in dB
-        texture/1, /2, ...  `patch_wasserstein` to clean images of other patients, from the finest level on; texture is
-                            their mean. Patients are halved, and each half is compared with those that are not in it: the
-                            distance of two sets is less due to chance, the larger both are. Missing where all images are of
-                            one patient
+        texture/1, /2, ...  `patch_wasserstein` to the clean images of the same slices, from the finest level on; texture is
+                            their mean. There are so many patches that pairs hardly matter, and anatomy is the same
+        of_others/1, ...    the same to clean images of other patients: nothing is shared, and what patients differ by adds to
+                            it. Patients are halved, and each half is compared with as many images of those that are
+                            not in it: the distance of two sets is less due to chance, the larger both are. Missing where all
+                            images are of one patient
         """
         everything = {CLEAN: self.clean, **self.results}
         clean = torch.cat(self.clean)
@@ -52,11 +54,10 @@ class Sets:
                 "sliced_wasserstein": sliced_wasserstein(images, clean),
                 "spectrum_db": spectrum_distance(images, clean),
             }
+            found[name] |= _by_level("texture", [patch_wasserstein(images, clean)])
             if halves:
                 apart = [patch_wasserstein(images[own], self.reference[others]) for own, others in halves]
-                levels = torch.tensor(apart).mean(0)
-                found[name] |= {"texture": float(levels.mean())}
-                found[name] |= {f"texture/{2**k}": float(value) for k, value in enumerate(levels)}
+                found[name] |= _by_level("of_others", apart)
         return found
 
     def _halves(self) -> list[tuple[list[int], list[int]]]:
@@ -67,5 +68,12 @@ class Sets:
             own = [i for i, patient in enumerate(self.owners) if patient in half]
             others = [i for i, patient in enumerate(self.patients) if patient not in half]
             if own and others:
-                pairs.append((own, others))
+                every = max(1.0, len(others) / len(own))  # as many of one as of the other, where there are enough
+                pairs.append((own, [others[int(k * every)] for k in range(min(len(own), len(others)))]))
         return pairs
+
+
+def _by_level(name: str, distances: Sequence[Sequence[float]]) -> dict[str, float]:
+    """The mean of several measurements: over all levels, and of each."""
+    levels = torch.tensor(distances).mean(0)
+    return {name: float(levels.mean()), **{f"{name}/{2**k}": float(value) for k, value in enumerate(levels)}}

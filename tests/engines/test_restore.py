@@ -235,7 +235,14 @@ def test_evaluation_compares_with_the_classics_and_with_a_baseline(trained, tmp_
     assert methods["diffusion, one evaluation"]["psnr"]["mean"] > methods["diffusion, one sample"]["psnr"]["mean"]
     sets = json.loads((tmp_path / "e" / "metrics.json").read_text())["sets"]
     assert set(sets) == {"clean", *methods}
-    assert set(sets["clean"]) == {"sliced_wasserstein", "spectrum_db", "texture", "texture/1"}
+    assert set(sets["clean"]) == {
+        "sliced_wasserstein",
+        "spectrum_db",
+        "texture",
+        "texture/1",
+        "of_others",
+        "of_others/1",
+    }
     done = [json.loads(line) for line in (tmp_path / "e" / "degradations.jsonl").read_text().splitlines()]
     assert [(one["kind"], one["sigma"]) for one in done] == [("gaussian", pytest.approx(0.1))] * 3
     assert len({(one["case"], one["slice"], one["seed"]) for one in done}) == 3
