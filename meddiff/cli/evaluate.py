@@ -35,7 +35,7 @@ def command(
 
     Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
     comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
-    beside non-local means and wavelets, how far the texture is from that of clean images of other patients, and
+    beside non-local means and wavelets, how far the texture is from that of clean images, and
     degradations.jsonl, what was done to each image; a run of synthesis as --baseline restores without having been trained
     to. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst,
     median and best case to cases.png.
