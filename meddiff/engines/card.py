@@ -62,7 +62,7 @@ def build_task(config: Config, reference: Tensor | None = None) -> Task:
         return Synthesis(config.diffusion.noise, reference)
     if config.task == "segmentation":
         return Segmentation(config.diffusion)
-    return Restoration(config.data, config.train.sampling_share)
+    return Restoration(config.data, config.train.sampling_share, config.train.sampling_steps)
 
 
 def build_model(config: Config, sigma_data: float, labels: Sequence[str]) -> nn.Module:

@@ -174,21 +174,31 @@ def _zero_shot(
         with autocast(device, sample.precision):
             return model(x, sigma, cond)
 
-    denoise = windows(shown)
-    if y.shape[1] == 1:
-        sigmas = sigma_grid(_about(sample, level))
-        around, known = given_noisy(denoise, y, level), None
-        mean = denoise_at(denoise, y, level)
-    else:
-        y, known = y[:, :1], y[:, 1:]
-        sigmas = sigma_grid(sample)
-        around = given(denoise, Masked(known), y * known, sample.sigma_min, ITERATIONS)
-        mean = around(torch.zeros_like(y), sigmas[0].to(device))
+    masked = y.shape[1] > 1
+    around, sigmas, mean = (_in_parts if masked else _under_noise)(windows(shown), y, level, sample)
     samples = []
     for way in ways:
-        x = mean + sigmas[0] * draw("gaussian", y.shape[1:], [start for start, _ in way]).to(device)
+        x = mean + sigmas[0] * draw("gaussian", mean.shape[1:], [start for start, _ in way]).to(device)
         samples.append(SAMPLERS[sample.sampler](around, x, sigmas.to(device), None, [g for _, g in way]))
-    return mean if known is None or not samples else torch.stack(samples).mean(0), samples
+    return torch.stack(samples).mean(0) if masked and samples else mean, samples
+
+
+def _under_noise(denoise: Denoiser, y: Tensor, level: float, sample: SampleConfig) -> tuple[Denoiser, Tensor, Tensor]:
+    """E[x0 | x, y] for an image under white noise, the sigmas of a sampler, and where it starts: at E[x0 | y]."""
+    return given_noisy(denoise, y, level), sigma_grid(_about(sample, level)), denoise_at(denoise, y, level)
+
+
+def _in_parts(denoise: Denoiser, y: Tensor, level: float, sample: SampleConfig) -> tuple[Denoiser, Tensor, Tensor]:
+    """The same for an image beside its mask, which is 1 where it was measured; that is taken to be without noise."""
+    image, known = y[:, :1], y[:, 1:]
+    given_parts = given(denoise, Masked(known), image * known, sample.sigma_min, ITERATIONS)
+
+    def around(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        # clipped as the images were that the model learned from: the approximation may overshoot
+        return given_parts(x, sigma, cond).clamp(-1, 1)
+
+    sigmas = sigma_grid(sample)
+    return around, sigmas, around(torch.zeros_like(image), sigmas[0].to(y.device))
 
 
 def _about(sample: SampleConfig, level: float) -> SampleConfig:

@@ -26,10 +26,15 @@ LEVEL = 0.1  # model units; how far a degraded image is taken to be from the cle
 class Restoration:
     """Clean images from degraded ones; the degradation of the config is drawn anew for every training image."""
 
-    def __init__(self, data: DataConfig, share: float = 1.0) -> None:  # of a training batch: see `losses`
+    def __init__(
+        self,
+        data: DataConfig,
+        share: float = 1.0,  # of a training batch: see `losses`
+        steps: float = 1.0,  # the share of them: see `losses`
+    ) -> None:
         if data.degradation is None:
             raise ConfigError("data.degradation is missing: restoration learns to undo it. Add one: {kind: gaussian}.")
-        self.data, self.settings, self.share = data, data.degradation, share
+        self.data, self.settings, self.share, self.steps = data, data.degradation, share, steps
         self.dims = len(data.size)
         self.known = int(isinstance(self.settings, Mask))  # channels beside the image: 1 where it was measured
 
@@ -64,19 +69,23 @@ class Restoration:
     ) -> Tensor:
         """The error of the first answer over its scale, squared, plus the denoising loss of what it leaves, (B,).
 
-        In training the second is measured on the first `share` of the batch only, and counts as if on all: most of the
-        time goes to the first answer, which every image needs.
+        In training the second is measured on the first `share` of the batch, counting as if on all, and in a share of
+        `steps` only, drawn at random: most of the time goes to the first answer, which every image needs.
         """
         assert isinstance(model, Restored)
         m, s, given = answer(model, cond)
         z = (x0 - m.float()) / s
         first = z.square().flatten(1).mean(1)
-        if model.second is None:
+        if model.second is None or (model.training and self._skipped(generators)):
             return first
         some = max(1, round(self.share * len(x0))) if model.training else len(x0)
         eps = draw("gaussian", x0.shape[1:], generators[:some]).to(x0)
         left = denoising_loss(model.second, z[:some].detach(), eps, sigma[:some], given.map(itemgetter(slice(some))))
         return first + pad(left * len(x0) / some, (0, len(x0) - some))
+
+    def _skipped(self, generators: Sequence[Generator]) -> bool:
+        """Whether the second network is left out of this step; without a draw where it never is."""
+        return self.steps < 1 and torch.rand((), generator=generators[0]).item() >= self.steps
 
 
 def answer(model: Restored, cond: Condition | None) -> tuple[Tensor, Tensor, Condition]:
