@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, show, tell
+from meddiff.cli.diagnosis import diagnose_run
 
 if TYPE_CHECKING:
     from meddiff.engines.run import Run
@@ -29,6 +30,10 @@ def command(
     images: Annotated[
         int | None, typer.Option(min=1, help="Restoration: only so many slices of a case, evenly spread.")
     ] = None,
+    diagnosis: Annotated[
+        bool,
+        typer.Option("--diagnosis", help="Synthesis by class: as a classifier; writes every case's probabilities."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on held-out data.
@@ -38,7 +43,8 @@ def command(
     beside non-local means and wavelets, how far the texture is from that of clean images, and
     degradations.jsonl, what was done to each image; a run of synthesis as --baseline restores without having been trained
     to. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst,
-    median and best case to cases.png.
+    median and best case to cases.png. Diagnosis: AUROC and calibration to diagnosis.json, and the probabilities of every
+    case to probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
@@ -47,6 +53,9 @@ def command(
     from meddiff.errors import ConfigError
 
     opened = Run.open(run)
+    if diagnosis:
+        diagnose_run(opened, output, split, seed, device, limit, quiet)
+        return
     others = [Run.open(one) for one in baseline or ()]
     task = opened.config().task
     if images is not None and task != "restoration":

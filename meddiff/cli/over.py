@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import Progress
 
 from meddiff.cli.console import tell
-from meddiff.config import Config, parse_config
-from meddiff.data.inputs import Scan
 from meddiff.errors import MeddiffError, RunError
 
+if TYPE_CHECKING:
+    from meddiff.config import Config
+    from meddiff.data.inputs import Scan
 
-def with_options(config: Config, run: Path, task: str, **given: Any) -> Config:
+
+def with_options(config: "Config", run: Path, task: str, **given: Any) -> "Config":
     """The run's config with the options of `sample` that were given; RunError where the run is of another task."""
+    from meddiff.config import parse_config
+
     if config.task != task:
         raise RunError(f"{run}: was trained for {config.task}, {task} is needed. Give a run of that task.")
     tree = config.model_dump(mode="json")
@@ -21,7 +25,7 @@ def with_options(config: Config, run: Path, task: str, **given: Any) -> Config:
     return parse_config(tree, f"{run} with the options given")
 
 
-def each(scans: Sequence[Scan], work: Callable[[Scan], None], bar: Progress, title: str) -> int:
+def each(scans: Sequence["Scan"], work: Callable[["Scan"], None], bar: Progress, title: str) -> int:
     """Do `work` on every scan; the number of those that failed, each with its message on stderr."""
     task = bar.add_task(title, total=len(scans), note="")
     failed = 0

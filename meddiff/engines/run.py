@@ -86,7 +86,7 @@ class Run:
                     f"{self.weights_path}: has SHA-256 {found[:12]}..., model.json says {card.weights[:12]}.... "
                     "One of them is from another run or damaged; copy the folder again."
                 )
-            model = build_model(self.config(), card.sigma_data, tuple(card.labels))
+            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.classes)
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
