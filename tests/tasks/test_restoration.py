@@ -23,15 +23,15 @@ class Constant(nn.Module):
         return self.value.expand_as(x)
 
 
-def losses(share, training=True, samples=True):
+def losses(share, training=True, samples=True, steps=1.0, seed=0):
     data = DataConfig(manifest="m.jsonl", spacing_mm=(1, 1), size=(8, 8), degradation={"kind": "gaussian"})
-    task = Restoration(data, share)
+    task = Restoration(data, share, steps)
     first, second = Preconditioned(Constant(), sigma_data=0.5), Preconditioned(Constant(), sigma_data=0.4)
     model = Restored(first, second if samples else None, 1).train(training)
     image = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     x0, cond = task.example({"image": image, "seed": torch.arange(8)})
     sigma = torch.linspace(0.1, 2, 8)
-    found = task.losses(model, x0, cond, sigma, [generator(0, "noise", i) for i in range(8)])
+    found = task.losses(model, x0, cond, sigma, [generator(seed, "noise", i) for i in range(8)])
     return found, first.network, second.network
 
 
@@ -54,3 +54,12 @@ def test_at_least_one_image_is_left_to_the_second_network(share):
     assert second.shown == max(1, round(share * 8))
     found.sum().backward()
     assert second.value.grad.abs() > 0
+
+
+def test_in_steps_without_it_the_second_network_is_left_alone_and_they_are_as_many_as_asked_for():
+    direct, _, _ = losses(1.0, samples=False)
+    runs = [losses(1.0, steps=0.25, seed=seed) for seed in range(200)]
+    left_alone = [found for found, _, second in runs if second.shown == 0]
+    assert abs(len(left_alone) - 150) < 25  # four standard deviations
+    assert all(torch.equal(found, direct) for found in left_alone)
+    assert losses(1.0, training=False, steps=0.25)[2].shown == 8
