@@ -26,15 +26,18 @@ def with_options(config: "Config", run: Path, task: str, **given: Any) -> "Confi
 
 
 def each(scans: Sequence["Scan"], work: Callable[["Scan"], None], bar: Progress, title: str) -> int:
-    """Do `work` on every scan; the number of those that failed, each with its message on stderr."""
-    task = bar.add_task(title, total=len(scans), note="")
+    """Do `work` on every scan, each process on its share; the number of all that failed, each with its message on stderr."""
+    from meddiff.engines.processes import mine, total
+
+    own = mine(scans)
+    task = bar.add_task(title, total=len(own), note="")
     failed = 0
-    for scan in scans:
+    for scan in own:
         bar.update(task, note=scan.name)
         try:
             work(scan)
         except (MeddiffError, OSError) as error:
             failed += 1
-            tell.print(f"{scan.name}: {error}", style="red", highlight=False, markup=False)
+            tell.fail(f"{scan.name}: {error}", style="red", markup=False)
         bar.advance(task)
-    return failed
+    return int(total(failed))

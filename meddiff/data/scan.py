@@ -10,7 +10,7 @@ from pathlib import Path
 from meddiff.data import layouts
 from meddiff.data.assemble import assemble
 from meddiff.data.checks import duplicate, problem
-from meddiff.data.facts import Role, gather
+from meddiff.data.facts import ALONE, Role, Share, gather
 from meddiff.data.files import absolute, portable, write_lines
 from meddiff.data.layouts import Found, Reading
 from meddiff.data.manifest import Case, Manifest, Refused
@@ -37,6 +37,7 @@ def scan(
     workers: int = 1,  # processes that read DICOM headers; the result is the same for any number
     headers: Callable[[int, int], None] | None = None,  # told (DICOM headers read, headers to read)
     progress: Callable[[int, int], None] | None = None,  # told (files read, files to read)
+    share: Share = ALONE,  # of the files to hash and label maps to read; every process finds the same cases
 ) -> tuple[list[Case], list[Refused]]:
     """Cases and refusals that together name every file below the folders; the order of the folders does not matter.
 
@@ -47,7 +48,7 @@ def scan(
     region_names(regions)
     check_attributes(record)
     found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers, tuple(record)))
-    facts = gather(_roles(found), progress, regions)
+    facts = gather(_roles(found), progress, regions, share)
     checked: list[Found] = []
     seen: dict[str, Path] = {}
     for case in sorted(found, key=lambda case: [(image.paths[0], image.index or 0) for image in case.images]):

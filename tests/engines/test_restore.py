@@ -274,6 +274,12 @@ def test_a_level_is_refused_where_there_is_none_and_a_sample_where_none_is_drawn
         restore(model, run.config(), card, noisy[1], "a", 0, estimate="sample")
 
 
+def test_several_processes_cannot_leave_a_network_out_of_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr("meddiff.engines.trainer.world", lambda: 2)
+    with pytest.raises(ConfigError, match="2 processes cannot agree on"):
+        fit(settings(tmp_path / "cache", steps=2, sampling_steps=0.5), tmp_path / "run")
+
+
 def test_restoration_without_a_degradation_is_refused(tmp_path):
     plain = tree(cohort(), tmp_path)
     with pytest.raises(ConfigError, match=r"restoration needs data\.degradation"):
