@@ -100,7 +100,7 @@ def build_task(config: Config, known: Known | None = None, reference: Mapping[st
         return Segmentation(config.diffusion)
     if config.task == "autoencoder":
         return Autoencoding(config.autoencoder)
-    return Restoration(config.data)
+    return Restoration(config.data, config.train.sampling_share, config.train.sampling_steps)
 
 
 def build_model(
