@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from meddiff.audit_config import AuditConfig
 from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
 from meddiff.errors import ConfigError
 from meddiff.settings import Settings
@@ -211,6 +212,7 @@ class Config(Settings):
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":

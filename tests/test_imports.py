@@ -11,8 +11,9 @@ ALLOWED = {  # what a package may import of ours
     "errors": set(),
     "seeds": set(),
     "settings": set(),
+    "audit_config": {"settings"},
     "degradation_config": {"settings"},
-    "config": {"errors", "settings", "degradation_config"},
+    "config": {"errors", "settings", "audit_config", "degradation_config"},
     "diffusion": BASE,
     "imaging": BASE,
     "data": BASE | {"config", "imaging"},
@@ -20,8 +21,8 @@ ALLOWED = {  # what a package may import of ours
     "tasks": BASE | {"config", "degradation_config", "diffusion", "imaging", "data"},
     "metrics": BASE | {"config", "diffusion", "imaging", "data"},
     "engines": BASE | {"config", "degradation_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
-    "privacy": BASE | {"config", "imaging", "data"},
-    "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
+    "privacy": BASE | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
+    "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"},
     "cli": BASE
     | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }

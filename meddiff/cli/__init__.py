@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from meddiff.cli import deidentify, demo, evaluate, info, phantom, prepare, restore, sample, scan, segment, train
+from meddiff.cli import audit, deidentify, demo, evaluate, info, phantom, prepare, restore, sample, scan, segment, train
 from meddiff.cli.console import tell
 from meddiff.errors import MeddiffError
 
@@ -16,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (demo, phantom, scan, deidentify, prepare, train, sample, segment, restore, evaluate, info):
+for module in (demo, phantom, scan, deidentify, prepare, train, sample, segment, restore, evaluate, audit, info):
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 

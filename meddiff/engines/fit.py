@@ -100,6 +100,7 @@ def fit(
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        limits=config.audit.digest,
     )
     session = Session(run, config, engine, model, task, ema, card, images, held_out, device)
 

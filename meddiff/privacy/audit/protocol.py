@@ -1,0 +1,203 @@
+"""The audit, step by step: real against real, the detector, the gate, the copies, the attacks, the verdict."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meddiff.audit_config import AuditConfig
+from meddiff.errors import PrivacyError
+from meddiff.privacy.audit.changes import changes, reduced
+from meddiff.privacy.audit.detector import Embed, train_detector
+from meddiff.privacy.audit.membership import attacks
+from meddiff.privacy.audit.scores import Detector, Threshold, correlation_distance, nearness
+from meddiff.privacy.audit.sets import Real, Synthetic, check_sets
+from meddiff.privacy.audit.statistics import Rate, excess_p, permutation_p
+from meddiff.privacy.audit.verdict import judge
+from meddiff.seeds import generator
+
+Attempt = Callable[[Real, Callable[[], None]], dict[str, Tensor]]  # images -> scores of each attack; told of each batch
+Stage = Callable[[str, int | None], Callable[[], None]]  # title and steps -> what to call after each step
+
+DUPLICATE = 0.25  # a held-out image so much nearer to one training patient than to the next ones is that patient's
+FOR_THE_GATE = 0.2  # share of the training patients that the detector is not trained on: planted copies are of them
+PAIRS = 20
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A synthetic image and the training image that it resembles most, as indices."""
+
+    synthetic: int
+    training: int
+    suspicion: float  # smaller is worse
+    copy: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything an audit measured."""
+
+    verdict: str
+    reasons: list[str]
+    record: dict[str, Any]  # every number, as JSON can hold it
+    pairs: list[Pair]
+
+
+def audit(
+    training: Real,
+    held_out: Real,
+    synthetic: Synthetic,
+    settings: AuditConfig,
+    attempt: Attempt,
+    *,
+    slice_axis: int = 2,  # that slices of a volume are counted along
+    detector: Callable[[Tensor, list[str]], Embed] | None = None,  # another one than `train_detector`
+    stage: Stage = lambda title, total: lambda: None,
+) -> Found:
+    """The protocol of docs/privacy.md. PrivacyError for sets that cannot be audited, and for a patient on both sides."""
+    check_sets(training, held_out, synthetic, settings)
+    dims = training.images.ndim - 2
+    size = settings.size if dims == 2 else settings.size // 2
+    train, held, made = (reduced(v, size) for v in (training.images, held_out.images, synthetic.images))
+    stage("Real against real", None)
+    refuse_duplicates(training, train, held_out, held)
+
+    reserved = _drawn(training.patients, FOR_THE_GATE, settings.seed, "gate")
+    calibrating = _calibrating(held_out, settings)
+    embed = _detector(training, train, held_out, held, reserved, calibrating, settings, detector, stage)
+    look = Detector.over(train, training.patients, embed)
+
+    stage("Threshold and planted copies", None)
+    rows = held_out.of(calibrating)
+    threshold = Threshold.learnt(
+        look(held[rows]), [held_out.patients[i] for i in rows.tolist()], settings.false_positives
+    )
+    gate = _gate(look, threshold, train[training.of(reserved)], settings, slice_axis)
+
+    stage("Synthetic images", None)
+    found = look(made)
+    suspicion, nearest = threshold.suspicion(found)
+    flagged = suspicion < threshold.value
+    copies = Rate.counted(int(flagged.sum()), len(made))
+    copied = {training.patients[i] for i in nearest[flagged].tolist()}
+    share, p = _permutation(train, training, held, held_out, made, settings.seed)
+
+    members, others = (one.some(settings.members) for one in (training, held_out))
+    step = stage("Attacks on the model", None)
+    membership = attacks(
+        attempt(members, step),
+        members.patients,
+        attempt(others, step),
+        others.patients,
+        settings.false_positives,
+        settings.seed,
+    )
+    verdict, reasons = judge(gate, copies, membership, settings)
+    order = suspicion.argsort(stable=True)[:PAIRS].tolist()
+    pairs = [Pair(i, int(nearest[i]), float(suspicion[i]), bool(flagged[i])) for i in order]
+    patients = len(set(training.patients))
+    record = {
+        "sets": {
+            "training": {"images": len(train), "patients": patients},
+            "held_out": {"images": len(held), "patients": len(set(held_out.patients)), "calibrating": len(calibrating)},
+            "synthetic": {"images": len(made)},
+        },
+        "gate": {
+            "passed": all(rate.value >= settings.recall for rate in gate.values()),
+            "patients": len(reserved),
+            "recall": {name: _rate(rate) for name, rate in gate.items()},
+        },
+        "copies": {
+            **_rate(copies),
+            "excess_p": excess_p(copies.count, copies.of, settings.false_positives),
+            "threshold": threshold.value,
+            "patients_copied": _rate(Rate.counted(len(copied), patients)),
+            "nearest_is_training": share,
+            "permutation_p": p,
+        },
+        "membership": {name: asdict(one) for name, one in membership.items()},
+    }
+    return Found(verdict, reasons, record, pairs)
+
+
+def refuse_duplicates(training: Real, train: Tensor, held_out: Real, held: Tensor) -> None:
+    """PrivacyError where a held-out image is a training image under another name: a threshold from it would hide copies."""
+    number = {name: i for i, name in enumerate(sorted(set(training.patients)))}
+    owner = torch.tensor([number[name] for name in training.patients])
+    near = nearness(correlation_distance(train)(held), owner)
+    twice = (near.ratio < DUPLICATE).nonzero()[:, 0].tolist()
+    if twice:
+        i = twice[0]
+        raise PrivacyError(
+            f"{len(twice)} held-out images are in the training set too, under another patient, for instance "
+            f"{held_out.names[i]} of {held_out.patients[i]} as {training.names[int(near.nearest[i])]} of "
+            f"{training.patients[int(near.nearest[i])]}. Whoever is held out must not have been trained on: find the duplicates, "
+            "give them one patient, scan again and train again."
+        )
+
+
+def _drawn(patients: tuple[str, ...], share: float, seed: int, purpose: str) -> set[str]:
+    """A random share of the patients, one at least."""
+    names = sorted(set(patients))
+    order = torch.randperm(len(names), generator=generator(seed, "patients", purpose))
+    return {names[i] for i in order[: max(1, round(share * len(names)))].tolist()}
+
+
+def _calibrating(held_out: Real, settings: AuditConfig) -> set[str]:
+    """The held-out patients that the threshold is learnt from: half of them, and no fewer than the config asks for."""
+    count = len(set(held_out.patients))
+    return _drawn(held_out.patients, max(settings.held_out, count // 2) / count, settings.seed, "threshold")
+
+
+def _detector(
+    training: Real,
+    train: Tensor,
+    held_out: Real,
+    held: Tensor,
+    reserved: set[str],
+    calibrating: set[str],
+    settings: AuditConfig,
+    detector: Callable[[Tensor, list[str]], Embed] | None,
+    stage: Stage,
+) -> Embed:
+    """The detector, trained on everyone that neither the gate nor the threshold needs."""
+    a = training.of(set(training.patients) - reserved)
+    b = held_out.of(set(held_out.patients) - calibrating)
+    patients = [*(training.patients[i] for i in a.tolist()), *(held_out.patients[i] for i in b.tolist())]
+    if detector is None:
+        step = stage("Copy detector", settings.detector_steps)
+        detector = partial(train_detector, settings=settings, on_step=step)
+    return detector(torch.cat([train[a], held[b]]), patients)
+
+
+def _gate(
+    look: Detector, threshold: Threshold, images: Tensor, settings: AuditConfig, slice_axis: int
+) -> dict[str, Rate]:
+    """How many planted copies of training images are found, by change."""
+    result = {}
+    for name, change in changes(images.ndim - 2, slice_axis).items():
+        g = generator(settings.seed, "plant", name)
+        chosen = torch.randint(len(images), (settings.plants,), generator=g)
+        planted = change(images[chosen], g).clamp(-1, 1)
+        result[name] = Rate.counted(int(threshold.flagged(look(planted)).sum()), settings.plants)
+    return result
+
+
+def _permutation(
+    train: Tensor, training: Real, held: Tensor, held_out: Real, made: Tensor, seed: int
+) -> tuple[float, float]:
+    """By correlation alone: the embedding was trained on more of one group than of the other."""
+    nearest = correlation_distance(torch.cat([train, held]))(made).argmin(1)
+    owners = [*training.patients, *held_out.patients]
+    names = sorted(set(owners))
+    number = {name: i for i, name in enumerate(names)}
+    known = set(training.patients)
+    return permutation_p([number[owners[i]] for i in nearest.tolist()], [name in known for name in names], seed)
+
+
+def _rate(rate: Rate) -> dict[str, Any]:
+    return {"count": rate.count, "of": rate.of, "rate": rate.value, "low": rate.low, "high": rate.high}
