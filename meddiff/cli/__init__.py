@@ -5,7 +5,23 @@ from collections.abc import Sequence
 
 import typer
 
-from meddiff.cli import audit, deidentify, demo, evaluate, info, phantom, prepare, restore, sample, scan, segment, train
+from meddiff.cli import (
+    audit,
+    decrypt,
+    deidentify,
+    demo,
+    encrypt,
+    evaluate,
+    info,
+    phantom,
+    prepare,
+    release,
+    restore,
+    sample,
+    scan,
+    segment,
+    train,
+)
 from meddiff.cli.console import tell
 from meddiff.errors import MeddiffError
 
@@ -16,7 +32,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (demo, phantom, scan, deidentify, prepare, train, sample, segment, restore, evaluate, audit, info):
+COMMANDS = (
+    demo, phantom, scan, deidentify, prepare, train, sample, segment, restore, evaluate, audit, release, encrypt, decrypt, info,
+)  # fmt: skip
+for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -95,6 +95,15 @@ class Store:
         """The label map on the grid of `array`, uint8, memory-mapped: 0 is background."""
         return np.load(self.folder / f"{self.key(case)}.label.npy", mmap_mode="r", allow_pickle=False)
 
+    def forget(self, case: Case) -> bool:
+        """Delete the entry of a case; whether there was one."""
+        found = False
+        for suffix in (".json", ".npy", ".label.npy"):  # the record first: without it there is no entry
+            path = self.folder / f"{self.key(case)}{suffix}"
+            found |= path.exists()
+            path.unlink(missing_ok=True)
+        return found
+
     def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
         volume = numbered(load_label(manifest, case), case, self.labels)
         return placing(self.data, label=True)({"image": to_meta(volume)})["image"].numpy()[0].astype(np.uint8)

@@ -14,6 +14,7 @@ from torch import nn
 
 from meddiff.config import Config, load_config
 from meddiff.data.manifest import Manifest
+from meddiff.data.store import Store
 from meddiff.engines.card import Card, build_model
 from meddiff.engines.checkpoint import write_atomic
 from meddiff.errors import RunError
@@ -91,3 +92,8 @@ class Run:
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
         return model.to(device).eval().requires_grad_(False), card
+
+    def forget_cache(self) -> int:
+        """Delete the preprocessed volumes that this run was trained on, which are made again when needed; how many."""
+        store = Store(self.config().data, tuple(Card.read(self.card_path).labels))
+        return sum(store.forget(case) for case in self.manifest().cases)

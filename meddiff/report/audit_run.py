@@ -93,8 +93,7 @@ def audit_run(
         "weights": card.weights,
         "model": card.model_dump(mode="json"),
         "metrics": _metrics(run, card),
-        # no paths: they may name people, and this part goes into the model card
-        "config": config.model_dump(mode="json", exclude={"data": {"manifest", "cache"}}),
+        "config": without_paths(config.model_dump()),
         "hashes": {
             "config": hashlib.sha256(run.config_path.read_bytes()).hexdigest(),
             "training_manifest": manifest.digest,
@@ -105,6 +104,13 @@ def audit_run(
     }
     write_audit(output, record, [(synthetic.images[p.synthetic], training.images[p.training]) for p in found.pairs])
     return record
+
+
+def without_paths(tree: Any) -> Any:
+    """Settings without paths, as JSON can hold them: this part goes into the model card, and paths may name people."""
+    if isinstance(tree, dict):
+        return {name: without_paths(value) for name, value in tree.items() if not isinstance(value, Path)}
+    return [without_paths(value) for value in tree] if isinstance(tree, tuple | list) else tree
 
 
 def _limits_fixed(run: Run, config: Config, card: Card) -> str:

@@ -16,7 +16,7 @@ Embed = Callable[[Tensor], Tensor]  # (n, 1, *size) -> (n, K), rows of length 1
 WIDTHS = (16, 32, 64, 64)  # channels; each level halves the image until GRID voxels are left
 GRID = 4
 FEATURES = 128
-TEMPERATURE = 0.1  # of the contrast
+TEMPERATURE = 0.05  # of the contrast
 RATE = 2e-3
 STRENGTH = 1.25  # of the training changes, beyond those that are planted
 

@@ -8,12 +8,14 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from meddiff.privacy.audit.changes import reduced
+from meddiff.privacy.audit.changes import Placement, blurred, placed_at, reduced
 from meddiff.privacy.audit.detector import Embed
 
 NEXT = 20  # patients after the nearest one, that set the scale
 COARSE = {2: 32, 3: 16}  # voxels an axis of the correlation, by dimensions
+LOW_PASS = 1 / 32  # of the axis: blur before images are correlated
 REACH = 1 / 16  # of the axis: shifts that the correlation tries, each way
+TURNS_DEG, ZOOMS = (-10.0, -5.0, 0.0, 5.0, 10.0), (0.93, 1.0, 1.07)
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,10 @@ class Detector:
 
     @classmethod
     def over(cls, training: Tensor, patients: Sequence[str], embed: Embed) -> "Detector":
-        """The embedding, and the correlation over shifts and mirror images."""
+        """The embedding, and the correlation over shifts, mirror images, rotations and zooms."""
         number = {name: i for i, name in enumerate(sorted(set(patients)))}
         known = embed(training)
-        correlate = correlation_distance(training)
+        correlate = correlation_distance(training, turned=True)
         return cls(
             {"embedding": lambda x: torch.cdist(embed(x), known), "correlation": correlate},
             torch.tensor([number[name] for name in patients]),
@@ -61,30 +63,51 @@ def nearness(distances: Tensor, owner: Tensor) -> Nearness:
     return Nearness(first[:, 0] / scale, distances.argmin(1))
 
 
-def correlation_distance(training: Tensor) -> Callable[[Tensor], Tensor]:
-    """sqrt(2 - 2 c), c the largest correlation coefficient over small shifts (edges wrap) and the mirror image."""
+def correlation_distance(training: Tensor, *, turned: bool = False) -> Callable[[Tensor], Tensor]:
+    """sqrt(2 - 2 c), c the largest correlation over small shifts (edges wrap) and the mirror image; images (n, 1, *size).
+
+    With `turned`, in 2D, also over small rotations and zooms. Everything is compared a little blurred: what an interpolation
+    takes away must not look like a difference.
+    """
     dims = training.ndim - 2
-    known = _standardised(training)
+    known = _standardised(_coarse(training)).flatten(1)
+    poses = list(product(TURNS_DEG, ZOOMS)) if turned and dims == 2 else [(0.0, 1.0)]
 
     def distances(images: Tensor) -> Tensor:
-        coarse = _standardised(images)
+        coarse = _coarse(images)
         reach = [ceil(n * REACH) for n in coarse.shape[2:]]
         best = torch.full((len(images), len(training)), -1.0)
-        for shift in product(*(range(-r, r + 1) for r in reach)):
-            rolled = coarse.roll(shift, tuple(range(2, 2 + dims)))
-            for one in (rolled, rolled.flip(2)):
-                torch.maximum(best, one.flatten(1) @ known.flatten(1).T, out=best)
+        for turn, zoom in poses:
+            posed = _standardised(coarse if (turn, zoom) == (0.0, 1.0) else _posed(coarse, turn, zoom))
+            for shift in product(*(range(-r, r + 1) for r in reach)):
+                rolled = posed.roll(shift, tuple(range(2, 2 + dims)))
+                for one in (rolled, rolled.flip(2)):
+                    torch.maximum(best, one.flatten(1) @ known.T, out=best)
         return (2 - 2 * best.clamp(max=1)).sqrt()
 
     return distances
 
 
+def _coarse(images: Tensor) -> Tensor:
+    small = reduced(images, COARSE[images.ndim - 2])
+    return blurred(small, torch.full((len(small),), LOW_PASS))
+
+
+def _posed(images: Tensor, turn_deg: float, zoom: float) -> Tensor:
+    n = len(images)
+    return placed_at(
+        images,
+        Placement(
+            torch.zeros(n, 2), torch.full((n, 1), turn_deg), torch.full((n,), zoom), torch.zeros(n, dtype=torch.bool)
+        ),
+    )
+
+
 def _standardised(images: Tensor) -> Tensor:
-    """Coarse images without their mean, of length 1."""
-    coarse = reduced(images, COARSE[images.ndim - 2])
-    flat = coarse.flatten(1)
+    """The images without their mean, of length 1."""
+    flat = images.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
-    return (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)).view_as(coarse)
+    return (flat / flat.norm(dim=1, keepdim=True).clamp_min(1e-6)).view_as(images)
 
 
 @dataclass(frozen=True)
