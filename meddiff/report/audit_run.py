@@ -62,7 +62,7 @@ def audit_run(
 
     def attempt(real: Real, step: Callable[[], None]) -> dict[str, Tensor]:
         x0, cond = task.example(real.batch)
-        return attack_scores(model, x0, cond, card.sigma_data, config.audit.seed, step)
+        return attack_scores(model, x0, cond, card.sigma_data, config.audit.seed, device, step)
 
     found = audit(
         training,

@@ -6,9 +6,9 @@ Every score is smaller for an image that looks trained on. All noise is shared b
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from meddiff.diffusion.denoiser import Condition
+from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.privacy.audit.statistics import Attack, attack
 from meddiff.seeds import generator
 
@@ -20,11 +20,12 @@ BATCH = 64
 
 @torch.no_grad()
 def attack_scores(
-    model: nn.Module,  # a Denoiser
+    denoise: Denoiser,
     x0: Tensor,  # (n, C, *size), model units
     cond: Condition | None,
     sigma_data: float,
     seed: int,
+    device: torch.device,
     on_step: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
     """Scores (n,) of three attacks.
@@ -34,7 +35,6 @@ def attack_scores(
     FCRE  the error at middle frequencies over what the image has there, averaged as the loss (after Zhao et al. 2025, who
           compare by structural similarity: images differ in how hard they are, and no denoiser knows their finest detail)
     """
-    device = next(model.parameters()).device
     levels = [s * sigma_data for s in SIGMAS]
     noises = [torch.randn(x0.shape[1:], generator=generator(seed, "membership", j)) for j in range(NOISES)]
     inside = _band(x0.shape[2:])
@@ -45,7 +45,7 @@ def attack_scores(
         here = None if cond is None else cond.map(lambda v: v[rows].to(device))  # noqa: B023 - called at once
 
         def answer(shift: Tensor | float, level: float) -> Tensor:
-            return model(x + shift, torch.tensor(level, device=device), here).float()  # noqa: B023
+            return denoise(x + shift, torch.tensor(level, device=device), here).float()  # noqa: B023
 
         at_rest = (x - answer(0.0, levels[0])) / levels[0]
         scores["SimA"].append(at_rest.flatten(1).norm(dim=1).log().cpu())
