@@ -16,6 +16,7 @@ SIGMAS = (0.2, 0.5, 1.0, 2.0, 4.0)  # noise levels, in standard deviations of th
 NOISES = 4  # at each level
 BAND = (0.125, 0.5)  # of Nyquist's frequency: above the shape of the head, below grain
 BATCH = 64
+TINY = torch.finfo(torch.float32).tiny
 
 
 @torch.no_grad()
@@ -48,12 +49,12 @@ def attack_scores(
             return denoise(x + shift, torch.tensor(level, device=device), here).float()  # noqa: B023
 
         at_rest = (x - answer(0.0, levels[0])) / levels[0]
-        scores["SimA"].append(at_rest.flatten(1).norm(dim=1).log().cpu())
+        scores["SimA"].append(at_rest.flatten(1).norm(dim=1).clamp_min(TINY).log().cpu())
         power = _within(x, inside)
         errors, middle = [], []
         for level in levels:
             left = [answer(level * eps.to(device), level) - x for eps in noises]
-            errors.append(torch.stack([v.square().flatten(1).mean(1) for v in left]).mean(0).log())
+            errors.append(torch.stack([v.square().flatten(1).mean(1) for v in left]).mean(0).clamp_min(TINY).log())
             middle.append((torch.stack([_within(v, inside) for v in left]).mean(0) / power).log())
         scores["loss"].append(torch.stack(errors).mean(0).cpu())
         scores["FCRE"].append(torch.stack(middle).mean(0).cpu())
@@ -99,4 +100,4 @@ def _within(images: Tensor, inside: Tensor) -> Tensor:
     """Power at the marked frequencies, (n,)."""
     axes = tuple(range(2, images.ndim))
     power = torch.fft.fftn(images.float(), dim=axes).abs().square().flatten(2)
-    return power[..., inside.flatten().to(power.device)].sum((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)
+    return power[..., inside.flatten().to(power.device)].sum((1, 2)).clamp_min(TINY)

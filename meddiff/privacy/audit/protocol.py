@@ -15,7 +15,7 @@ from meddiff.privacy.audit.detector import Embed, train_detector
 from meddiff.privacy.audit.membership import attacks
 from meddiff.privacy.audit.scores import Detector, Threshold, correlation_distance, nearness
 from meddiff.privacy.audit.sets import Real, Synthetic, check_sets
-from meddiff.privacy.audit.statistics import Rate, excess_p, permutation_p
+from meddiff.privacy.audit.statistics import Attack, Rate, excess_p, permutation_p
 from meddiff.privacy.audit.verdict import judge
 from meddiff.seeds import generator
 
@@ -79,26 +79,14 @@ def audit(
     gate = _gate(look, threshold, train[training.of(reserved)], settings, slice_axis)
 
     stage("Synthetic images", None)
-    found = look(made)
-    suspicion, nearest = threshold.suspicion(found)
+    suspicion, nearest = threshold.suspicion(look(made))
     flagged = suspicion < threshold.value
     copies = Rate.counted(int(flagged.sum()), len(made))
     copied = {training.patients[i] for i in nearest[flagged].tolist()}
     share, p = _permutation(train, training, held, held_out, made, settings.seed)
+    membership = _membership(training, held_out, settings, attempt, stage("Attacks on the model", None))
 
-    members, others = (one.some(settings.members) for one in (training, held_out))
-    step = stage("Attacks on the model", None)
-    membership = attacks(
-        attempt(members, step),
-        members.patients,
-        attempt(others, step),
-        others.patients,
-        settings.false_positives,
-        settings.seed,
-    )
     verdict, reasons = judge(gate, copies, membership, settings)
-    order = suspicion.argsort(stable=True)[:PAIRS].tolist()
-    pairs = [Pair(i, int(nearest[i]), float(suspicion[i]), bool(flagged[i])) for i in order]
     patients = len(set(training.patients))
     record = {
         "sets": {
@@ -121,6 +109,8 @@ def audit(
         },
         "membership": {name: asdict(one) for name, one in membership.items()},
     }
+    worst = suspicion.argsort(stable=True)[:PAIRS].tolist()
+    pairs = [Pair(i, int(nearest[i]), float(suspicion[i]), bool(flagged[i])) for i in worst]
     return Found(verdict, reasons, record, pairs)
 
 
@@ -197,6 +187,20 @@ def _permutation(
     number = {name: i for i, name in enumerate(names)}
     known = set(training.patients)
     return permutation_p([number[owners[i]] for i in nearest.tolist()], [name in known for name in names], seed)
+
+
+def _membership(
+    training: Real, held_out: Real, settings: AuditConfig, attempt: Attempt, step: Callable[[], None]
+) -> dict[str, Attack]:
+    members, others = (one.some(settings.members) for one in (training, held_out))
+    return attacks(
+        attempt(members, step),
+        members.patients,
+        attempt(others, step),
+        others.patients,
+        settings.false_positives,
+        settings.seed,
+    )
 
 
 def _rate(rate: Rate) -> dict[str, Any]:
