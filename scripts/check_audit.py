@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from meddiff.engines.run import Run
 from meddiff.imaging.nifti import write_nifti
 from meddiff.imaging.phantom import phantom_slice
 from meddiff.privacy.audit.changes import changes
+from meddiff.privacy.audit.scores import Detector
 from meddiff.report.audit_run import audit_run
 from meddiff.seeds import generator
 from meddiff.tasks.synthesis import Synthesis
@@ -120,9 +121,10 @@ def plant(run: Run, folder: Path) -> Path:
     return folder
 
 
-def blind(images: Tensor, patients: list[str]) -> Callable[[Tensor], Tensor]:
+def blind(images: Tensor, patients: Sequence[str]) -> Detector:
     """A detector whose answer has nothing to do with the image."""
-    return lambda x: torch.nn.functional.normalize(torch.randn(len(x), 16, generator=generator(len(x), "blind")), dim=1)
+    g = generator(0, "blind")
+    return Detector({"nothing": lambda x: torch.rand(len(x), len(images), generator=g)}, torch.arange(len(images)))
 
 
 def told(name: str, record: dict[str, Any], began: float) -> dict[str, Any]:

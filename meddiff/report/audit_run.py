@@ -15,9 +15,8 @@ from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.fit import prepare
 from meddiff.engines.run import Run
 from meddiff.errors import PrivacyError, RunError
-from meddiff.privacy.audit.detector import Embed
 from meddiff.privacy.audit.membership import attack_scores
-from meddiff.privacy.audit.protocol import Stage, audit
+from meddiff.privacy.audit.protocol import Build, Stage, audit
 from meddiff.privacy.audit.sets import Real, open_set, real_images, synthetic_images
 from meddiff.report.audit import write_audit
 
@@ -30,7 +29,7 @@ def audit_run(
     output: Path,
     device: torch.device,
     stage: Stage = lambda title, total: lambda: None,
-    detector: Callable[[Tensor, list[str]], Embed] | None = None,  # another one than the protocol's
+    detector: Build | None = None,  # another one than the protocol's
 ) -> dict[str, Any]:
     """Audit a set that the run's model made, write audit.json and audit.html, and return what audit.json holds.
 

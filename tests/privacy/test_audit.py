@@ -15,6 +15,7 @@ from meddiff.engines.run import Run
 from meddiff.errors import PrivacyError, RunError
 from meddiff.privacy.audit.changes import blurred
 from meddiff.privacy.audit.protocol import audit
+from meddiff.privacy.audit.scores import Detector
 from meddiff.privacy.audit.sets import Real, Synthetic
 from meddiff.report.audit_run import audit_run, without_paths
 
@@ -34,14 +35,14 @@ def real(images, name):
 
 
 def flat(images, patients):
-    """A detector that is no more than the voxels."""
-    return lambda x: torch.nn.functional.normalize(x.flatten(1), dim=1)
+    """A detector whose embedding is no more than the voxels."""
+    return Detector.over(images, patients, lambda x: torch.nn.functional.normalize(x.flatten(1), dim=1))
 
 
 def blind(images, patients):
-    return lambda x: torch.nn.functional.normalize(
-        torch.randn(len(x), 8, generator=torch.Generator().manual_seed(len(x))), dim=1
-    )
+    """A detector whose answer has nothing to do with the image."""
+    g = torch.Generator().manual_seed(0)
+    return Detector({"nothing": lambda x: torch.rand(len(x), len(images), generator=g)}, torch.arange(len(images)))
 
 
 def unsure(real, step):

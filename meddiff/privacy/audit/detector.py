@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from meddiff.audit_config import AuditConfig
 from meddiff.privacy.audit.changes import combined
+from meddiff.privacy.audit.statistics import owners
 from meddiff.seeds import derive, generator
 
 Embed = Callable[[Tensor], Tensor]  # (n, 1, *size) -> (n, K), rows of length 1
@@ -54,8 +55,7 @@ def train_detector(
 
     Images of one patient are neither. The same settings and images give the same detector.
     """
-    number = {name: i for i, name in enumerate(sorted(set(patients)))}
-    owner = torch.tensor([number[name] for name in patients])
+    owner = owners(patients)
     with torch.random.fork_rng():
         torch.manual_seed(derive(settings.seed, "detector"))
         network = Embedding(images.shape[2:])

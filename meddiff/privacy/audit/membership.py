@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from meddiff.diffusion.denoiser import Condition, Denoiser
-from meddiff.privacy.audit.statistics import Attack, attack
+from meddiff.privacy.audit.statistics import Attack, attack, owners
 from meddiff.seeds import generator
 
 SIGMAS = (0.2, 0.5, 1.0, 2.0, 4.0)  # noise levels, in standard deviations of the training images
@@ -82,10 +82,9 @@ def attacks(
 
 def by_patient(scores: Tensor, patients: Sequence[str]) -> Tensor:
     """The mean of each patient's scores, in the order of the patients' names."""
-    number = {name: i for i, name in enumerate(sorted(set(patients)))}
-    owner = torch.tensor([number[name] for name in patients])
-    total = torch.zeros(len(number), dtype=torch.float64).index_add_(0, owner, scores.double())
-    return total / torch.bincount(owner)
+    owner = owners(patients)
+    counts = torch.bincount(owner)
+    return torch.zeros(len(counts), dtype=torch.float64).index_add_(0, owner, scores.double()) / counts
 
 
 def _band(size: Sequence[int]) -> Tensor:

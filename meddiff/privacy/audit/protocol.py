@@ -1,6 +1,6 @@
 """The audit, step by step: real against real, the detector, the gate, the copies, the attacks, the verdict."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -11,15 +11,16 @@ from torch import Tensor
 from meddiff.audit_config import AuditConfig
 from meddiff.errors import PrivacyError
 from meddiff.privacy.audit.changes import changes, reduced
-from meddiff.privacy.audit.detector import Embed, train_detector
+from meddiff.privacy.audit.detector import train_detector
 from meddiff.privacy.audit.membership import attacks
 from meddiff.privacy.audit.scores import Detector, Threshold, correlation_distance, nearness
 from meddiff.privacy.audit.sets import Real, Synthetic, check_sets
-from meddiff.privacy.audit.statistics import Attack, Rate, excess_p, permutation_p
+from meddiff.privacy.audit.statistics import Attack, Rate, excess_p, owners, permutation_p
 from meddiff.privacy.audit.verdict import judge
 from meddiff.seeds import generator
 
 Attempt = Callable[[Real, Callable[[], None]], dict[str, Tensor]]  # images -> scores of each attack; told of each batch
+Build = Callable[[Tensor, Sequence[str]], Detector]  # from all training images (n, 1, *size) and their patients
 Stage = Callable[[str, int | None], Callable[[], None]]  # title and steps -> what to call after each step
 
 DUPLICATE = 0.25  # a held-out image so much nearer to one training patient than to the next ones is that patient's
@@ -55,7 +56,7 @@ def audit(
     attempt: Attempt,
     *,
     slice_axis: int = 2,  # that slices of a volume are counted along
-    detector: Callable[[Tensor, list[str]], Embed] | None = None,  # another one than `train_detector`
+    detector: Build | None = None,  # another one than the protocol's
     stage: Stage = lambda title, total: lambda: None,
 ) -> Found:
     """The protocol of docs/privacy.md. PrivacyError for sets that cannot be audited, and for a patient on both sides."""
@@ -68,8 +69,9 @@ def audit(
 
     reserved = _drawn(training.patients, FOR_THE_GATE, settings.seed, "gate")
     calibrating = _calibrating(held_out, settings)
-    embed = _detector(training, train, held_out, held, reserved, calibrating, settings, detector, stage)
-    look = Detector.over(train, training.patients, embed)
+    if detector is None:
+        detector = partial(_detector, reserved, held_out, held, calibrating, settings, stage)
+    look = detector(train, training.patients)
 
     stage("Threshold and planted copies", None)
     rows = held_out.of(calibrating)
@@ -116,9 +118,7 @@ def audit(
 
 def refuse_duplicates(training: Real, train: Tensor, held_out: Real, held: Tensor) -> None:
     """PrivacyError where a held-out image is a training image under another name: a threshold from it would hide copies."""
-    number = {name: i for i, name in enumerate(sorted(set(training.patients)))}
-    owner = torch.tensor([number[name] for name in training.patients])
-    near = nearness(correlation_distance(train)(held), owner)
+    near = nearness(correlation_distance(train)(held), owners(training.patients))
     twice = (near.ratio < DUPLICATE).nonzero()[:, 0].tolist()
     if twice:
         i = twice[0]
@@ -144,24 +144,22 @@ def _calibrating(held_out: Real, settings: AuditConfig) -> set[str]:
 
 
 def _detector(
-    training: Real,
-    train: Tensor,
+    reserved: set[str],
     held_out: Real,
     held: Tensor,
-    reserved: set[str],
     calibrating: set[str],
     settings: AuditConfig,
-    detector: Callable[[Tensor, list[str]], Embed] | None,
     stage: Stage,
-) -> Embed:
-    """The detector, trained on everyone that neither the gate nor the threshold needs."""
-    a = training.of(set(training.patients) - reserved)
-    b = held_out.of(set(held_out.patients) - calibrating)
-    patients = [*(training.patients[i] for i in a.tolist()), *(held_out.patients[i] for i in b.tolist())]
-    if detector is None:
-        step = stage("Copy detector", settings.detector_steps)
-        detector = partial(train_detector, settings=settings, on_step=step)
-    return detector(torch.cat([train[a], held[b]]), patients)
+    train: Tensor,
+    patients: Sequence[str],
+) -> Detector:
+    """The detector, with an embedding that learns from everyone whom neither the gate nor the threshold needs."""
+    seen = torch.tensor([name not in reserved for name in patients])
+    spare = held_out.of(set(held_out.patients) - calibrating)
+    names = [name for name in patients if name not in reserved] + [held_out.patients[i] for i in spare.tolist()]
+    step = stage("Copy detector", settings.detector_steps)
+    embed = train_detector(torch.cat([train[seen], held[spare]]), names, settings, step)
+    return Detector.over(train, patients, embed)
 
 
 def _gate(
@@ -182,11 +180,9 @@ def _permutation(
 ) -> tuple[float, float]:
     """By correlation alone: the embedding was trained on more of one group than of the other."""
     nearest = correlation_distance(torch.cat([train, held]))(made).argmin(1)
-    owners = [*training.patients, *held_out.patients]
-    names = sorted(set(owners))
-    number = {name: i for i, name in enumerate(names)}
+    everyone = [*training.patients, *held_out.patients]
     known = set(training.patients)
-    return permutation_p([number[owners[i]] for i in nearest.tolist()], [name in known for name in names], seed)
+    return permutation_p(owners(everyone)[nearest].tolist(), [name in known for name in sorted(set(everyone))], seed)
 
 
 def _membership(

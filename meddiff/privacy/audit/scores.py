@@ -10,6 +10,7 @@ from torch import Tensor
 
 from meddiff.privacy.audit.changes import Placement, blurred, placed_at, reduced
 from meddiff.privacy.audit.detector import Embed
+from meddiff.privacy.audit.statistics import owners
 
 NEXT = 20  # patients after the nearest one, that set the scale
 COARSE = {2: 32, 3: 16}  # voxels an axis of the correlation, by dimensions
@@ -36,12 +37,11 @@ class Detector:
     @classmethod
     def over(cls, training: Tensor, patients: Sequence[str], embed: Embed) -> "Detector":
         """The embedding, and the correlation over shifts, mirror images, rotations and zooms."""
-        number = {name: i for i, name in enumerate(sorted(set(patients)))}
         known = embed(training)
         correlate = correlation_distance(training, turned=True)
         return cls(
             {"embedding": lambda x: torch.cdist(embed(x), known), "correlation": correlate},
-            torch.tensor([number[name] for name in patients]),
+            owners(patients),
         )
 
     def __call__(self, images: Tensor) -> dict[str, Nearness]:
@@ -127,17 +127,17 @@ class Threshold:
         With k = rate (n + 1) rounded down, the k-th smallest of n: an independent patient is below with probability k / (n + 1)
         at most, whatever the distribution (Vovk et al. 2005).
         """
-        number = {name: i for i, name in enumerate(sorted(set(patients)))}
-        owner = torch.tensor([number[name] for name in patients])
-        k = int(false_positives * (len(number) + 1) + 1e-9)
+        owner = owners(patients)
+        count = int(owner.max()) + 1
+        k = int(false_positives * (count + 1) + 1e-9)
         assert k >= 1  # the config's own check
         middle, spread = {}, {}
         for name, one in held_out.items():
-            worst = _worst(one.ratio, owner, len(number))
+            worst = _worst(one.ratio, owner, count)
             middle[name] = float(worst.median())
             spread[name] = max(middle[name] - float(worst.kthvalue(k).values), 1e-6)
-        suspicion = _worst(_suspicion(held_out, middle, spread)[0], owner, len(number))
-        return cls(middle, spread, float(suspicion.kthvalue(k).values), len(number), suspicion)
+        suspicion = _worst(_suspicion(held_out, middle, spread)[0], owner, count)
+        return cls(middle, spread, float(suspicion.kthvalue(k).values), count, suspicion)
 
     def suspicion(self, found: dict[str, Nearness]) -> tuple[Tensor, Tensor]:
         """(n,) in units of the held-out spread, smaller is worse; and (n,) the nearest training image."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binomtest, mannwhitneyu
+from scipy.stats import binomtest, rankdata
 from torch import Tensor
 
 from meddiff.seeds import generator
@@ -13,6 +13,12 @@ from meddiff.seeds import generator
 LEVEL = 0.95
 RESAMPLES = 2000
 PERMUTATIONS = 9999
+
+
+def owners(patients: Sequence[str]) -> Tensor:
+    """The number of each image's patient, (n,), counted in the order of the patients' names."""
+    number = {name: i for i, name in enumerate(sorted(set(patients)))}
+    return torch.tensor([number[name] for name in patients])
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,9 @@ def attack(
 
 def _auc(members: np.ndarray, others: np.ndarray) -> float:
     """Probability that a member's score is below another's; ties count half."""
-    return float(mannwhitneyu(others, members, method="asymptotic").statistic) / (len(members) * len(others))
+    n = len(others)
+    ranks = rankdata(np.concatenate([others, members]))[:n]
+    return float(ranks.sum() - n * (n + 1) / 2) / (n * len(members))
 
 
 def _found(members: np.ndarray, others: np.ndarray, false_positives: float) -> int:
