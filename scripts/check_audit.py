@@ -29,8 +29,9 @@ from meddiff.data.loader import fixed
 from meddiff.data.manifest import Manifest
 from meddiff.data.scan import scan
 from meddiff.engines.fit import fit, prepare
-from meddiff.engines.predict import sample_set, write_image
 from meddiff.engines.run import Run
+from meddiff.engines.sets import write_niftis
+from meddiff.engines.synthetic import sample_set
 from meddiff.imaging.nifti import write_nifti
 from meddiff.imaging.phantom import phantom_slice
 from meddiff.privacy.audit.changes import changes
@@ -97,7 +98,7 @@ def trained(folder: Path, manifest: Path, size: int, steps: int) -> Run:
     config = settings(manifest, folder.parent / "cache", size, steps)
     run = Run(folder) if (folder / "model.json").exists() else fit(config, folder)
     model, card = run.load_model(CPU)
-    sample_set(model, card, config, SAMPLES, folder / "samples", 0, write_image)
+    sample_set(model, card, config, SAMPLES, folder / "samples", 0, write_niftis)
     return run
 
 
@@ -105,7 +106,7 @@ def plant(run: Run, folder: Path) -> Path:
     """The run's samples, the first 27 of them replaced by changed training images that pass for samples."""
     config, manifest = run.config(), run.manifest()
     model, card = run.load_model(CPU)
-    sample_set(model, card, config, SAMPLES, folder, 0, write_image)
+    sample_set(model, card, config, SAMPLES, folder, 0, write_niftis)
     training = fixed(prepare(config, manifest, "train"), 512)["image"]
     g = generator(0, "planted")
     chosen = training[torch.randperm(len(training), generator=g)[:PLANTED]]
@@ -114,7 +115,7 @@ def plant(run: Run, folder: Path) -> Path:
     cases = list(samples.cases)
     for i, copy in enumerate(copies):
         path = folder / f"{cases[i].case}.nii.gz"
-        write_nifti(path, Synthesis().outcome(copy, card.space)["image"])
+        write_nifti(path, Synthesis(config).outcome(copy, card.space)["image"])
         source = cases[i].image[0].model_copy(update={"sha256": digest_file(path)})
         cases[i] = cases[i].model_copy(update={"image": (source,)})
     Manifest(tuple(cases), samples.folder).write(folder / "manifest.jsonl")

@@ -7,6 +7,7 @@ import typer
 
 from meddiff.cli import (
     audit,
+    augment,
     decrypt,
     deidentify,
     demo,
@@ -33,7 +34,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS = (
-    demo, phantom, scan, deidentify, prepare, train, sample, segment, restore, evaluate, audit, release, encrypt, decrypt, info,
+    demo, phantom, scan, deidentify, prepare, train, sample, augment, segment, restore, evaluate, audit, release, encrypt, decrypt, info,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2])(module.command)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
+from meddiff.errors import PrivacyError
 
 if TYPE_CHECKING:
     from meddiff.report.release import Sink
@@ -19,7 +20,7 @@ def command(
     ],
     audit: Annotated[Path | None, typer.Option(help="The folder of `meddiff audit` that passed this very set.")] = None,
     format: Annotated[
-        Literal["nifti", "dicom"], typer.Option(help="Of the images; label maps are NIfTI in both.")
+        Literal["nifti", "dicom"], typer.Option(help="Label maps of a DICOM release are DICOM SEG.")
     ] = "nifti",
     licence: Annotated[str | None, typer.Option(help="What the cards say about the licence.")] = None,
     unaudited: Annotated[
@@ -55,6 +56,11 @@ def command(
         )
     else:
         admit(manifest, record)
+    if encrypt_key is not None and format == "dicom" and any(case.label for case in manifest.cases):
+        raise PrivacyError(
+            "--encrypt-key: a DICOM SEG cannot be built without plain files on the way. Release NIfTI, or encrypt the release "
+            "with `meddiff encrypt`."
+        )
     target: AbstractContextManager[Sink] = (
         new_folder(output) if encrypt_key is None else archive(output, load_secret(encrypt_key, make=True))
     )

@@ -26,6 +26,12 @@ def command(
     resample_tilt: Annotated[
         bool, typer.Option("--resample-tilt", help="Undo a tilted CT gantry by resampling.")
     ] = False,
+    regions: Annotated[
+        str,
+        typer.Option(
+            help="Regions of SEG and RTSTRUCT that become labels 1, 2, ..., by name; the first wins where they overlap."
+        ),
+    ] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes that read DICOM headers; 0: one for each core.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="List every case and every refused file.")] = False,
     quiet: Quiet = False,
@@ -35,7 +41,7 @@ def command(
     Every file is accounted for: in a case, or in NAME.refused.jsonl with the reason. Patients become keyed pseudonyms and
     are never in two splits.
 
-    Example: `meddiff scan /data/ct /data/more -o data_manifests/ct.jsonl --split 0.8,0.1,0.1`
+    Example: `meddiff scan /data/ct /data/more -o data_manifests/ct.jsonl --regions 'tumour|GTV,liver,body|external'`
     """
     begin(quiet)
     from meddiff.data.keys import load_key
@@ -55,6 +61,7 @@ def command(
             key=load_key(key),
             root=output.absolute().parent,
             repairs=[name for name, asked in ((FILL_GAPS, fill_gaps), (RESAMPLE_TILT, resample_tilt)) if asked],
+            regions=[name.strip() for name in regions.split(",")] if regions else [],
             workers=workers or os.cpu_count() or 1,
             headers=lambda done, total: bar.update(opened, completed=done, total=total, visible=True),
             progress=lambda done, total: bar.update(task, completed=done, total=total),

@@ -1,6 +1,6 @@
 """Manifest + transforms + store -> batches. What step k sees is a function of the seed and k alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,7 @@ from meddiff.errors import ManifestError
 from meddiff.seeds import derive
 
 REDRAWS = 8  # random patches tried for one with enough foreground
-OUTSIDE = {"image": -1.0, "label": 0.0}  # what lies around a volume: background
+OUTSIDE = {"image": -1.0, "label": 0.0, "given": -1.0}  # what lies around a volume: background
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,12 @@ class Images(Dataset):
         dims: int,
         entries: Sequence[Entry],
         labels: Sequence[str] = (),  # names; with them every image has a label map
+        given: Store | None = None,  # of another image of each case, prepared already
+        told: Mapping[str, Tensor] | None = None,  # (cases, ...) what else is known of each case
     ) -> None:
         self.cases, self.data, self.dims, self.entries = tuple(cases), data, dims, tuple(entries)
         self.store, self.labels = Store(data, labels), tuple(labels)
+        self.given, self.told = given, dict(told or {})
         self.augment: Compose | None = augmentation(data, dims)
         self.random_crop = (data.crop or ("random" if dims == 3 else "centre")) == "random"
         self.items = [item for i, entry in enumerate(entries) for item in self._items(i, entry)]
@@ -75,22 +78,23 @@ class Images(Dataset):
         return {**item, "case": self.cases[self.items[draw.item].case].case, "seed": draw.seed}
 
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
-        """Item `index` without augmentation: "image", and "label" if there are labels, each (1, *size) float32.
+        """Item `index` without augmentation: "image", and "label" and "given" if there are any, each (1, *size) float32.
 
-        The seed places a random patch.
+        What is told of its case lies beside them. The seed places a random patch.
         """
         item = self.items[index]
         case = self.cases[item.case]
         arrays = {"image": self.store.array(case)}
         if self.labels:
             arrays["label"] = self.store.label(case)
+        if self.given is not None:
+            arrays["given"] = self.given.array(case)
         if item.slice is not None:
             arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
-        if self.random_crop:
-            start = self._start(arrays["image"], seed)
-        else:
-            start = [(n - s) // 2 for n, s in zip(arrays["image"].shape, self.data.size, strict=True)]
-        return {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
+        whole = arrays["image"]
+        start = self._start(whole, seed) if self.random_crop else centred(whole.shape, self.data.size)
+        maps = {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
+        return maps | {name: values[item.case] for name, values in self.told.items()}
 
     def _start(self, array: np.ndarray, seed: int) -> list[int]:
         """Where a random patch begins, drawn again while it holds too little foreground."""
@@ -102,6 +106,11 @@ class Images(Dataset):
             if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
                 break
         return start
+
+
+def centred(shape: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Where `size` voxels begin in the middle of `shape`; negative where they reach beyond it."""
+    return [(n - s) // 2 for n, s in zip(shape, size, strict=True)]
 
 
 def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: float) -> Tensor:
@@ -135,7 +144,10 @@ class Steps(Sampler[list[Draw]]):
 
 
 def training_loader(images: Images, batch: int, start: int, stop: int, seed: int) -> DataLoader:
-    """Batches {"image": (B, 1, *size), "label": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`."""
+    """Batches {"image": (B, 1, *size), "label", "given": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`.
+
+    Beside them is what `Images.told` holds, (B, ...).
+    """
     return DataLoader(
         images,
         batch_sampler=Steps(len(images), batch, start, stop, seed),
@@ -146,13 +158,17 @@ def training_loader(images: Images, batch: int, start: int, stop: int, seed: int
 
 def fixed(images: Images, most: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+    chosen = _spread(images, most)
     items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
 
 
-def augmented(images: Images, most: int, seed: int) -> Tensor:
-    """At most `most` images spread evenly over the items, as training sees them, (n, 1, *size)."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
-    return torch.stack([torch.as_tensor(images[Draw(i, derive(seed, "reference", i))]["image"]) for i in chosen])
+def augmented(images: Images, most: int, seed: int) -> dict[str, Tensor]:
+    """A batch of at most `most` items spread evenly, as training sees them, each (n, 1, *size)."""
+    items = [images[Draw(i, derive(seed, "reference", i))] for i in _spread(images, most)]
+    return {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in items[0] if name != "case"}
+
+
+def _spread(images: Images, most: int) -> list[int]:
+    return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()

@@ -144,7 +144,7 @@ def label_names(manifest: Manifest, data: DataConfig) -> tuple[str, ...]:
     for case in cases:
         if case.label is None:
             raise ManifestError(
-                f"{case.case}: has no label map, which segmentation learns from. Remove the case, or scan its labels too."
+                f"{case.case}: has no label map, which this task learns from. Remove the case, or scan its labels too."
             )
     known = cases[0].labels
     names = data.labels or tuple(sorted((n for n in known if known[n] != 0), key=known.__getitem__))

@@ -14,9 +14,10 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from meddiff.config import Config
+from meddiff.data.conditions import images_of, learn
 from meddiff.data.loader import Images, augmented, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
-from meddiff.data.store import Entry, Store, label_names
+from meddiff.data.store import Entry
 from meddiff.data.transforms import AXES
 from meddiff.engines.card import Card, build_model, build_task, versions
 from meddiff.engines.checkpoint import load_checkpoint, save_checkpoint
@@ -24,6 +25,7 @@ from meddiff.engines.ema import EMA
 from meddiff.engines.run import Run
 from meddiff.engines.trainer import choose_device, evaluator, optimizer_for, trainer
 from meddiff.errors import ManifestError
+from meddiff.tasks.synthesis import Synthesis
 from meddiff.tasks.task import Space, Task
 
 LOG_EVERY = 10  # steps
@@ -69,16 +71,16 @@ def fit(
     start, state = load_checkpoint(run.checkpoints, identity, force=force) if resume else (0, None)
 
     images = prepare(config, manifest, "train", on_case)
+    known = learn(config, manifest)
     held_out = prepare(config, manifest, "val", on_case) if manifest.split("val") else None
     if held_out is None:
         log.warning("%s has no cases in the split val: no held-out loss is measured.", config.data.manifest)
 
     train = config.train
-    sigma_data = _sigma_data(config, images)
+    task = build_task(config, known, augmented(images, train.reference, train.seed) if train.reference else None)
+    sigma_data = _sigma_data(config, images, task)
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
-    model = build_model(config, sigma_data, images.labels).to(device)
-    reference = augmented(images, train.reference, train.seed).to(device) if train.reference else None
-    task = build_task(config, reference)
+    model = build_model(config, sigma_data, images.labels, known.classes).to(device)
     ema = EMA(model, train.ema)
     optimizer = optimizer_for(model, train)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
@@ -95,7 +97,9 @@ def fit(
     card = Card(
         sigma_data=sigma_data,
         space=_space(config, images.entries),
-        labels={name: images.cases[0].labels[name] for name in images.labels},
+        labels=known.labels,
+        classes=known.classes,
+        covariates=known.covariates,
         manifest=manifest.digest,
         train_cases=len(images.cases),
         train_items=len(images),
@@ -133,9 +137,7 @@ def prepare(config: Config, manifest: Manifest, split: str, on_case: Callable[[C
         raise ManifestError(
             f"{config.data.manifest}: has no case in the split {split}. Scan again with another --split, or add cases."
         )
-    labels = label_names(manifest, config.data) if config.task == "segmentation" else ()
-    entries = Store(config.data, labels).prepare(manifest, cases, on_case)
-    return Images(manifest, cases, config.data, config.network.spatial_dims, entries, labels)
+    return images_of(config, learn(config, manifest), manifest, cases, on_case)
 
 
 def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
@@ -152,11 +154,13 @@ def _digest(config: Config) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
-def _sigma_data(config: Config, images: Images) -> float:
-    """The standard deviation of the training images in model units, over at most 256 of them."""
+def _sigma_data(config: Config, images: Images, task: Task) -> float:
+    """The standard deviation of what is drawn, in model units, over at most 256 training images."""
     if config.diffusion.sigma_data != "auto":
         return config.diffusion.sigma_data
-    return round(float(fixed(images, 256)["image"].std()), 4)
+    batch = fixed(images, 256)
+    drawn = task.x0(batch) if isinstance(task, Synthesis) else batch["image"]
+    return round(float(drawn.std()), 4)
 
 
 def _space(config: Config, entries: Sequence[Entry]) -> Space:
@@ -178,7 +182,8 @@ def _space(config: Config, entries: Sequence[Entry]) -> Space:
 def _measure(session: Session, items: dict[str, Tensor]) -> None:
     """Attach the held-out loss of the EMA weights, in `engine.state.metrics["held_out"]`."""
     train, batch = session.config.train, session.config.train.batch
-    task = build_task(session.config)  # without the reference: the loss itself, whatever it was trained with
+    # without the reference: the loss itself, whatever it was trained with
+    task = build_task(session.config, session.card.known)
     judge = evaluator(session.ema.model, task, session.config.diffusion, session.device, train.precision)
     starts = range(0, len(items["image"]), batch)
     batches = [({name: value[i : i + batch] for name, value in items.items()}, i) for i in starts]

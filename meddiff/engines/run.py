@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from meddiff.config import Config, load_config
+from meddiff.data.conditions import given_data
 from meddiff.data.manifest import Manifest
 from meddiff.data.store import Store
 from meddiff.engines.card import Card, build_model
@@ -87,7 +88,7 @@ class Run:
                     f"{self.weights_path}: has SHA-256 {found[:12]}..., model.json says {card.weights[:12]}.... "
                     "One of them is from another run or damaged; copy the folder again."
                 )
-            model = build_model(self.config(), card.sigma_data, tuple(card.labels))
+            model = build_model(self.config(), card.sigma_data, tuple(card.labels), card.classes)
             model.load_state_dict(load_file(self.weights_path))
         except (OSError, SafetensorError, RuntimeError) as e:
             raise RunError(f"{self.weights_path}: cannot be loaded ({e}). Copy the run folder again.") from e
@@ -95,5 +96,8 @@ class Run:
 
     def forget_cache(self) -> int:
         """Delete the preprocessed volumes that this run was trained on, which are made again when needed; how many."""
-        store = Store(self.config().data, tuple(Card.read(self.card_path).labels))
-        return sum(store.forget(case) for case in self.manifest().cases)
+        config = self.config()
+        stores = [Store(config.data, tuple(Card.read(self.card_path).labels))]
+        if config.condition.image:
+            stores.append(Store(given_data(config.data, config.condition.image)))
+        return sum(store.forget(case) for store in stores for case in self.manifest().cases)

@@ -15,6 +15,7 @@ from pydicom.uid import (
     PositronEmissionTomographyImageStorage,
 )
 
+from meddiff.imaging.body_parts import FACE_REMOVED, Face, may_show_face
 from meddiff.imaging.dicom_header import BEFORE_PIXELS, Header, RefusedError, read_header
 from meddiff.imaging.dicom_suv import suv_factor
 
@@ -53,9 +54,15 @@ class Slice:
     rescale: tuple[float, float]  # slope, intercept
     padding: tuple[int, int] | None  # stored values, both included, that are no measurement (PS3.3 C.7.5.1.1.2)
     inverted: int | None  # MONOCHROME1: lowest + highest stored value that the bits can hold
+    face: Face
     frame: int = 0  # index among the frames of its file
     frames: int = 1
     tiles: int = 1  # along a side of the sheet, in a mosaic, where `frame` counts the tiles
+
+    @property
+    def name(self) -> str:
+        """The file's name, with the frame where it has several."""
+        return self.path.name if self.frames * self.tiles == 1 else f"{self.path.name}, frame {self.frame + 1}"
 
 
 def classic(path: Path, header: Header, modality: str) -> Slice:
@@ -89,6 +96,7 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         rescale=(slope, intercept),
         padding=padding(header),
         inverted=inversion(header, modality),
+        face=face_of(header),
     )
 
 
@@ -198,13 +206,21 @@ def inversion(header: Header, modality: str) -> int | None:
     return -1 if header.count("PixelRepresentation") else (1 << header.count("BitsStored", 16)) - 1
 
 
+def face_of(header: Header) -> Face:
+    """Whether a scan may show a face: by the part of the body, and by what de-identification wrote into the file."""
+    if not may_show_face(header.text("BodyPartExamined")):
+        return "not applicable"
+    return "removed" if FACE_REMOVED in header.values.get("DeidentificationMethod", ()) else "kept"
+
+
 def modality_of(header: Header) -> str:
     """CT, MR or PT of a classic image; RefusedError for what is no scan."""
     uid = header.sop_class
     modality, stated = MODALITY.get(uid), header.text("Modality") or "unknown"
     if modality is None or stated != modality:
         raise RefusedError(
-            "not-a-scan", f"{uid.name} of modality {stated} is not read, only CT, MR and PET images are; leave it out."
+            "not-a-scan",
+            f"{uid.name} of modality {stated} is not read, only images of CT, MR and PET and doses are; leave it out.",
         )
     if header.count("NumberOfFrames", 1) > 1:
         raise RefusedError(

@@ -19,6 +19,7 @@ from meddiff.privacy.audit.membership import attack_scores
 from meddiff.privacy.audit.protocol import Build, Stage, audit
 from meddiff.privacy.audit.sets import Real, open_set, real_images, synthetic_images
 from meddiff.report.audit import write_audit
+from meddiff.tasks.synthesis import Synthesis
 
 HELD_OUT = ("val", "test")  # no weight was learnt from either
 
@@ -57,10 +58,11 @@ def audit_run(
         )
     training = real_images([prepare(config, manifest, "train")])
     held_out = real_images([prepare(config, manifest, split) for split in held_out_splits])
-    task = build_task(config)
+    task = build_task(config, card.known)
+    assert isinstance(task, Synthesis)
 
     def attempt(real: Real, step: Callable[[], None]) -> dict[str, Tensor]:
-        x0, cond = task.example(real.batch)
+        x0, cond = task.x0(real.batch), task.condition(real.batch)  # who attacks knows what there is to know
         return attack_scores(model, x0, cond, card.sigma_data, config.audit.seed, device, step)
 
     found = audit(

@@ -1,6 +1,6 @@
 """Pictures while a run trains: the same noise each time, so that only the model changes from one to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from meddiff.diffusion.answered import Restored
 from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
+from meddiff.diffusion.samplers import OnStep
 from meddiff.engines.fit import Session
 from meddiff.engines.predict import draw_samples, sigma_grid
 from meddiff.report.figures import save_mosaic, save_panels, save_process
 from meddiff.seeds import generator
 from meddiff.tasks.restoration import answer
+from meddiff.tasks.synthesis import Synthesis
 
 SHOWN = {2: 16, 3: 2}  # samples in a preview, by the network's dimensions
 GIVEN = {2: 8, 3: 2}  # images with a condition in a preview
@@ -94,9 +96,19 @@ def save_restored(session: Session, batch: dict[str, Tensor], path: Path) -> Non
 def save_preview(session: Session, path: Path) -> None:
     """A mosaic of samples with fixed seeds."""
     count = SHOWN[session.config.network.spatial_dims]
-    names = [f"preview_{i}" for i in range(count)]
-    samples = torch.stack(list(draw_samples(session.ema.model, session.config, names, session.config.train.seed)))
+    samples = torch.stack(list(_drawn(session, count)))
     save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
+
+
+def _drawn(session: Session, count: int, on_step: OnStep | None = None) -> Iterator[Tensor]:
+    """Samples with fixed seeds, asked for what is known of as many held-out images, or training images."""
+    cond = None
+    if session.config.condition.any:
+        assert isinstance(session.task, Synthesis)
+        batch = fixed(session.held_out or session.images, count)
+        cond, count = session.task.condition(batch), len(batch["image"])
+    names = [f"preview_{i}" for i in range(count)]
+    return draw_samples(session.ema.model, session.config, names, session.config.train.seed, cond=cond, on_step=on_step)
 
 
 def save_forward(session: Session, path: Path) -> None:
@@ -117,9 +129,8 @@ def save_reverse(session: Session, path: Path) -> None:
         states.append(x[0].cpu())
         denoised.append(d[0].cpu())
 
-    config = session.config
-    list(draw_samples(session.ema.model, config, ["preview_0"], config.train.seed, on_step=keep))
-    sigmas = sigma_grid(config.sample)[1:]
+    list(_drawn(session, 1, keep))
+    sigmas = sigma_grid(session.config.sample)[1:]
     chosen = torch.linspace(0, len(states) - 1, min(STAGES, len(states))).round().long().tolist()
     rows = [("x", [states[i] for i in chosen]), ("D(x)", [denoised[i] for i in chosen])]
     save_process(path, "Reverse process of one sample", rows, [f"$\\sigma$ = {sigmas[i]:.3g}" for i in chosen])

@@ -7,14 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from meddiff.data.files import combine, write_whole
 from meddiff.data.manifest import Case, Manifest, Source, load_image, load_label
+from meddiff.engines.sets import stacked
 from meddiff.errors import PrivacyError
+from meddiff.imaging.dicom_seg import write_seg
 from meddiff.imaging.dicom_synthetic import synthetic_slices
 from meddiff.imaging.dicom_write import encoded
+from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import nifti_gz
+from meddiff.imaging.volume import Volume
 from meddiff.privacy.audit.sets import sidecar
 from meddiff.privacy.gate import STAMP, UNAUDITED
 from meddiff.report.cards import data_card, model_card, written
@@ -70,7 +75,7 @@ def write_release(
     sink: Sink,
     *,
     audited: bool,
-    format: str,  # nifti or dicom; label maps are NIfTI in both
+    format: str,  # nifti, or dicom with label maps as SEG
     licence: str,
     on_case: Callable[[], None] | None = None,
 ) -> None:
@@ -99,32 +104,56 @@ def write_release(
 
 def _case(manifest: Manifest, case: Case, name: str, out: _Counted, stamp: str, audited: bool, format: str) -> Case:
     volume = load_image(manifest, case)
-    modality = case.image[0].modality
-    if format == "nifti":
-        path = f"{name}.nii.gz"
-        image = Source(modality=modality, path=path, sha256=out.add(path, nifti_gz(name, volume, stamp)))
-    else:
-        slices = synthetic_slices(name, volume, name=name, series_description=stamp)
-        digests = {f"{name}/{file}": out.add(f"{name}/{file}", encoded(dataset)) for file, dataset in slices}
-        image = Source(modality=modality, files=tuple(digests), sha256=combine(digests.values()))
-    label = None
-    if case.label is not None:
-        path = f"{name}_label.nii.gz"
-        content = nifti_gz(name, load_label(manifest, case), stamp)
-        label = Source(modality="SEG", path=path, sha256=out.add(path, content))
+    label = load_label(manifest, case) if case.label is not None else None
+    written = _niftis if format == "nifti" else _series
+    image, label_source, grid = written(out, name, volume, label, case, stamp)
     facts = {"case": name, "synthetic": True, "audited": audited, "weights": sidecar(manifest, case)["weights"]}
     out.add(f"{name}.json", json.dumps(facts, indent=2).encode())
     return Case(
         case=name,
         patient=name,
-        split="train",
+        split=case.split,
         image=(image,),
-        label=label,
+        label=label_source,
         classes=case.classes,
-        labels=case.labels if label else {},
-        shape=case.shape,
-        spacing_mm=case.spacing_mm,
-        affine=case.affine,
+        labels=case.labels,
+        shape=grid.shape,
+        spacing_mm=grid.spacing_mm,
+        affine=tuple(map(tuple, (grid.affine + 0.0).tolist())),
         unit=case.unit,
         layout="synthetic",
     )
+
+
+def _niftis(
+    out: _Counted, name: str, volume: Volume, label: Volume | None, case: Case, stamp: str
+) -> tuple[Source, Source | None, Geometry]:
+    def one(end: str, modality: str, what: Volume) -> Source:
+        path = f"{name}{end}.nii.gz"
+        return Source(modality=modality, path=path, sha256=out.add(path, nifti_gz(name, what, stamp)))
+
+    image = one("", case.image[0].modality, volume)
+    return image, None if label is None else one("_label", "SEG", label), volume.geometry
+
+
+def _series(
+    out: _Counted, name: str, volume: Volume, label: Volume | None, case: Case, stamp: str
+) -> tuple[Source, Source | None, Geometry]:
+    turned = stacked(volume)
+    slices = {
+        f"{name}/{file}": encoded(dataset)
+        for file, dataset in synthetic_slices(name, turned, name=name, series_description=stamp)
+    }
+    digests = [out.add(file, content) for file, content in slices.items()]
+    image = Source(modality=case.image[0].modality, files=tuple(slices), sha256=combine(digests))
+    if label is None:
+        return image, None, turned.geometry
+    # highdicom reads what a SEG refers to from files; the folder is readable by the user only, and goes at once
+    with TemporaryDirectory(prefix="meddiff-") as folder:
+        for file, content in slices.items():
+            write_whole(Path(folder) / file, content)
+        path = Path(folder) / f"{name}_seg.dcm"
+        names = {number: label_name for label_name, number in case.labels.items()}
+        write_seg(path, label, names, [Path(folder) / file for file in slices], description=stamp)
+        segmentation = Source(modality="SEG", path=path.name, sha256=out.add(path.name, path.read_bytes()))
+    return image, segmentation, turned.geometry

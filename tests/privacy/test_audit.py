@@ -10,8 +10,9 @@ from meddiff.audit_config import AuditConfig
 from meddiff.config import parse_config
 from meddiff.data.manifest import Manifest
 from meddiff.engines.fit import fit
-from meddiff.engines.predict import sample_set, write_image
 from meddiff.engines.run import Run
+from meddiff.engines.sets import write_niftis
+from meddiff.engines.synthetic import sample_set
 from meddiff.errors import PrivacyError, RunError
 from meddiff.privacy.audit.changes import blurred
 from meddiff.privacy.audit.protocol import audit
@@ -135,7 +136,7 @@ def run(request, tmp_path_factory):
     config = settings(folder / "cache", request.param)
     run = fit(config, folder / "run")
     model, card = run.load_model(CPU)
-    sample_set(model, card, config, 6, folder / "set", 0, write_image)
+    sample_set(model, card, config, 6, folder / "set", 0, write_niftis)
     return run, folder
 
 
@@ -186,7 +187,7 @@ def test_sets_of_others_are_refused(run, tmp_path):
     with pytest.raises(PrivacyError, match="sample_00003: was made by the weights 000000000000"):
         audit_run(run, tmp_path / "set", tmp_path / "a", CPU)
     sidecar.write_text("{}")
-    with pytest.raises(PrivacyError, match=r"sidecar of sample_00003 does not tell"):
+    with pytest.raises(PrivacyError, match=r"sidecar of sample_00003 does not say that a model drew it"):
         audit_run(run, tmp_path / "set", tmp_path / "a", CPU)
     with pytest.raises(PrivacyError, match="is no synthetic set"):
         audit_run(run, tmp_path, tmp_path / "a", CPU)

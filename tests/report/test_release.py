@@ -14,7 +14,8 @@ from meddiff.cli import main
 from meddiff.config import parse_config
 from meddiff.data.manifest import Manifest, load_image, load_label
 from meddiff.engines.fit import fit
-from meddiff.engines.predict import sample_set, write_image
+from meddiff.engines.sets import write_niftis
+from meddiff.engines.synthetic import sample_set
 from meddiff.errors import PrivacyError
 from meddiff.imaging.nifti import write_nifti
 from meddiff.privacy.gate import admit, read_audit
@@ -44,7 +45,7 @@ def made(tmp_path_factory):
     settings = parse_config({**tree(cohort("dicom", 18, 16), folder / "cache"), "audit": small}, "test")
     run = fit(settings, folder / "run")
     model, card = run.load_model(torch.device("cpu"))
-    sample_set(model, card, settings, 6, folder / "set", 0, write_image)
+    sample_set(model, card, settings, 6, folder / "set", 0, write_niftis)
     (run.folder / "evaluation").mkdir()
     metrics = {"n": 8, "sliced_wasserstein": 0.125, "weights": card.weights}
     (run.folder / "evaluation" / "metrics.json").write_text(json.dumps(metrics))

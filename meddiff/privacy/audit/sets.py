@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from meddiff.audit_config import AuditConfig
 from meddiff.data.loader import Images, fixed
 from meddiff.data.manifest import Case, Manifest, load_image
-from meddiff.errors import PrivacyError
+from meddiff.data.transforms import AXES, placed
+from meddiff.errors import GeometryError, PrivacyError
+from meddiff.imaging.reorder import reordered
 from meddiff.tasks.task import Space
 
 FEWEST_PATIENTS = 8  # that were trained on: with fewer no distance says what is near
@@ -95,9 +98,11 @@ def sidecar(manifest: Manifest, case: Case) -> dict:
         stated = json.loads(path.read_text(encoding="utf-8"))
         if stated["synthetic"] is not True or not isinstance(stated["weights"], str):
             raise ValueError("it does not name a synthetic image and its model")
+        if "source" in stated:
+            raise ValueError("it is a variant of a real case, and as private as that is")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PrivacyError(
-            f"{path}: the sidecar of {case.case} does not tell which model made it ({error}). Sample the set again."
+            f"{path}: the sidecar of {case.case} does not say that a model drew it of nobody ({error}). Sample the set again."
         ) from error
     return stated
 
@@ -108,6 +113,8 @@ def synthetic_images(manifest: Manifest, weights: str, space: Space, size: Seque
     PrivacyError for images of another model or another size; ManifestError for a changed file.
     """
     images: list[Tensor] = []
+    grid = placed(np.zeros(size, np.uint8), space.spacing_mm, space.axis).geometry
+    thin = AXES[space.axis] if len(size) == 2 else ()
     for case in manifest.cases:
         made_by = sidecar(manifest, case)["weights"]
         if made_by != weights:
@@ -116,13 +123,15 @@ def synthetic_images(manifest: Manifest, weights: str, space: Space, size: Seque
                 "audit holds for one model and its own samples; give the run that the set is from."
             )
         manifest.verify(case)
-        array = torch.from_numpy(load_image(manifest, case).array).squeeze()
-        if array.shape != tuple(size):
+        try:
+            array = reordered(load_image(manifest, case), grid).squeeze(thin)
+        except GeometryError as error:
             raise PrivacyError(
-                f"{case.case}: has {tuple(array.shape)} voxels, the model was trained on {tuple(size)}; a copy shows on one grid "
-                "only. Audit samples of the trained size."
-            )
-        images.append((array * space.scale + space.offset).clamp(-1, 1)[None])
+                f"{case.case}: is not on the grid that the model was trained on, {tuple(size)} voxels; a copy shows on one grid only. "
+                f"Audit samples of the trained size. ({error})"
+            ) from error
+        values = torch.from_numpy(np.ascontiguousarray(array)) * space.scale + space.offset
+        images.append(values.clamp(-1, 1)[None])
     return Synthetic(torch.stack(images), hashes(manifest), weights)
 
 
