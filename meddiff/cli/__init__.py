@@ -34,7 +34,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 COMMANDS = (
-    demo, phantom, scan, deidentify, prepare, train, sample, augment, segment, restore, evaluate, audit, release, encrypt, decrypt, info,
+    demo, phantom, scan, deidentify, prepare, train, sample, augment, segment, restore, evaluate,
+    audit, release, encrypt, decrypt, info,
 )  # fmt: skip
 for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
