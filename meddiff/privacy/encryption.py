@@ -171,8 +171,10 @@ def archive(path: Path, secret: bytes) -> Iterator[Archive]:
         with partial.open("wb") as file:
             sealed = Sealing(file, secret)
             one = Archive(sealed)
-            yield one
-            one.tar.close()
+            try:
+                yield one
+            finally:
+                one.tar.close()
             sealed.finish()
             file.flush()
             os.fsync(file.fileno())

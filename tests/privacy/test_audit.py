@@ -69,8 +69,8 @@ def test_copies_fail_and_are_shown_first(sets):
     found = audit(training, held_out, replace(clean, images=images), LIMITS, unsure, detector=flat)
     assert found.verdict == "FAIL"
     assert "copy rate" in found.reasons[0]
-    assert found.record["copies"]["count"] == 30
-    assert found.record["copies"]["patients_copied"]["count"] == 30
+    assert 30 <= found.record["copies"]["count"] <= 33  # of the 30 others one in a hundred, by chance
+    assert 30 <= found.record["copies"]["patients_copied"]["count"] <= 33
     assert found.record["copies"]["permutation_p"] < 0.01
     assert all(pair.copy and pair.synthetic - 10 == pair.training for pair in found.pairs)
     assert found.record["gate"]["recall"]["exact"]["rate"] == 1.0
@@ -113,7 +113,10 @@ def test_sets_that_prove_nothing_are_refused(sets):
         audit(training, replace(held_out, patients=names), clean, LIMITS, unsure)
     images = held_out.images.clone()
     images[5] = 0.9 * training.images[8].flip(1)
-    with pytest.raises(PrivacyError, match=r"1 held-out images are in the training set too.*h5 of h5 as t8 of t8"):
+    with pytest.raises(
+        PrivacyError,
+        match=r"1 held-out patients were trained on under another name, for instance h5, whose h5 is t8 of t8",
+    ):
         audit(training, Real({"image": images}, held_out.patients, held_out.names), clean, LIMITS, unsure)
 
 

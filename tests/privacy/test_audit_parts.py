@@ -231,11 +231,12 @@ def test_detector_joins_both_measures_and_names_the_copied_image():
     training, held = images(30, 16, 16), images(40, 16, 16, seed=1)
     look = Detector.over(training, [f"p{i}" for i in range(30)], lambda x: torch.nn.functional.normalize(x.flatten(1)))
     threshold = Threshold.learnt(look(held), [f"h{i}" for i in range(40)], 0.1)
-    found = look(torch.cat([training[7:8], images(1, 16, 16, seed=2)]))
+    found = look(torch.cat([training[7:8], images(20, 16, 16, seed=2)]))
     suspicion, nearest = threshold.suspicion(found)
-    assert threshold.flagged(found).tolist() == [True, False]
+    assert threshold.flagged(found)[0]
+    assert int(threshold.flagged(found)[1:].sum()) <= 6  # of 20 at 10 %
     assert int(nearest[0]) == 7
-    assert suspicion[0] < threshold.value <= suspicion[1]
+    assert float(suspicion[0]) == float(suspicion.min())
 
 
 def test_limits_that_cannot_be_judged_are_refused():

@@ -12,7 +12,7 @@ from meddiff.audit_config import AuditConfig
 from meddiff.errors import PrivacyError
 from meddiff.privacy.audit.changes import changes, reduced
 from meddiff.privacy.audit.detector import train_detector
-from meddiff.privacy.audit.membership import attacks
+from meddiff.privacy.audit.membership import attacks, by_patient
 from meddiff.privacy.audit.scores import Detector, Threshold, correlation_distance, nearness
 from meddiff.privacy.audit.sets import Real, Synthetic, check_sets
 from meddiff.privacy.audit.statistics import Attack, Rate, excess_p, owners, permutation_p
@@ -23,7 +23,7 @@ Attempt = Callable[[Real, Callable[[], None]], dict[str, Tensor]]  # images -> s
 Build = Callable[[Tensor, Sequence[str]], Detector]  # from all training images (n, 1, *size) and their patients
 Stage = Callable[[str, int | None], Callable[[], None]]  # title and steps -> what to call after each step
 
-DUPLICATE = 0.25  # a held-out image so much nearer to one training patient than to the next ones is that patient's
+DUPLICATE = 0.25  # an image so much nearer to one patient than to the next ones is that patient's
 FOR_THE_GATE = 0.2  # share of the training patients that the detector is not trained on: planted copies are of them
 PAIRS = 20
 
@@ -117,16 +117,20 @@ def audit(
 
 
 def refuse_duplicates(training: Real, train: Tensor, held_out: Real, held: Tensor) -> None:
-    """PrivacyError where a held-out image is a training image under another name: a threshold from it would hide copies."""
+    """PrivacyError where a held-out patient is a training patient under another name: a threshold from it would hide copies.
+
+    Half of a patient's images have to be duplicates: a slice with little in it may be next to another's by chance.
+    """
     near = nearness(correlation_distance(train)(held), owners(training.patients))
-    twice = (near.ratio < DUPLICATE).nonzero()[:, 0].tolist()
-    if twice:
-        i = twice[0]
+    twice = near.ratio < DUPLICATE
+    share = by_patient(twice, held_out.patients)
+    found = [name for name, s in zip(sorted(set(held_out.patients)), share.tolist(), strict=True) if s >= 0.5]
+    if found:
+        i = next(i for i, name in enumerate(held_out.patients) if name == found[0] and twice[i])
+        j = int(near.nearest[i])
         raise PrivacyError(
-            f"{len(twice)} held-out images are in the training set too, under another patient, for instance "
-            f"{held_out.names[i]} of {held_out.patients[i]} as {training.names[int(near.nearest[i])]} of "
-            f"{training.patients[int(near.nearest[i])]}. Whoever is held out must not have been trained on: find the duplicates, "
-            "give them one patient, scan again and train again."
+            f"{len(found)} held-out patients were trained on under another name, for instance {found[0]}, whose {held_out.names[i]} is "
+            f"{training.names[j]} of {training.patients[j]}. Find the duplicates, give them one patient, scan again and train again."
         )
 
 

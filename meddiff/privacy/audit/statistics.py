@@ -97,19 +97,13 @@ def attack(
     """
     a, b = members.double().numpy(), others.double().numpy()
     g = generator(seed, "attack")
-    drawn = [
-        (
-            a[torch.randint(len(a), (len(a),), generator=g).numpy()],
-            b[torch.randint(len(b), (len(b),), generator=g).numpy()],
-        )
-        for _ in range(RESAMPLES)
-    ]
+    drawn = [v[torch.randint(len(v), (RESAMPLES, len(v)), generator=g).numpy()] for v in (a, b)]
     tail = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    areas = np.quantile([_auc(x, y) for x, y in drawn], tail)
-    rates = np.quantile([_found(x, y, false_positives) / len(x) for x, y in drawn], tail)
-    exact = Rate.counted(_found(a, b, false_positives), len(a))
+    areas = np.quantile(_auc(*drawn), tail)
+    rates = np.quantile(_found(*drawn, false_positives) / len(a), tail)
+    exact = Rate.counted(int(_found(a, b, false_positives)), len(a))
     return Attack(
-        auc=_auc(a, b),
+        auc=float(_auc(a, b)),
         auc_low=float(areas[0]),
         auc_high=float(areas[1]),
         tpr=exact.value,
@@ -120,14 +114,16 @@ def attack(
     )
 
 
-def _auc(members: np.ndarray, others: np.ndarray) -> float:
-    """Probability that a member's score is below another's; ties count half."""
-    n = len(others)
-    ranks = rankdata(np.concatenate([others, members]))[:n]
-    return float(ranks.sum() - n * (n + 1) / 2) / (n * len(members))
+def _auc(members: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Probability that a member's score is below another's, over the last axis; ties count half."""
+    n = others.shape[-1]
+    ranks = rankdata(np.concatenate([others, members], axis=-1), axis=-1)[..., :n]
+    return (ranks.sum(-1) - n * (n + 1) / 2) / (n * members.shape[-1])
 
 
-def _found(members: np.ndarray, others: np.ndarray, false_positives: float) -> int:
-    """Members below the threshold that the false-positive rate allows, learnt as in `scores.Threshold`."""
-    k = int(false_positives * (len(others) + 1) + 1e-9)
-    return 0 if k == 0 else int((members < np.partition(others, k - 1)[k - 1]).sum())
+def _found(members: np.ndarray, others: np.ndarray, false_positives: float) -> np.ndarray:
+    """Members below the threshold that the false-positive rate allows, learnt as in `scores.Threshold`; over the last axis."""
+    k = int(false_positives * (others.shape[-1] + 1) + 1e-9)
+    if k == 0:
+        return np.zeros(members.shape[:-1], dtype=np.int64)
+    return (members < np.partition(others, k - 1)[..., k - 1 : k]).sum(-1)
