@@ -13,6 +13,7 @@ the audits. Exit code 1 where an answer is wrong.
 
 import argparse
 import json
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -96,7 +97,10 @@ def settings(manifest: Path, cache: Path, size: int, steps: int) -> Config:
 def trained(folder: Path, manifest: Path, size: int, steps: int) -> Run:
     """The run, trained unless it is there, with 1,000 samples."""
     config = settings(manifest, folder.parent / "cache", size, steps)
-    run = Run(folder) if (folder / "model.json").exists() else fit(config, folder)
+    if not (folder / "model.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)  # of an interrupted try
+        fit(config, folder)
+    run = Run(folder)
     model, card = run.load_model(CPU)
     sample_set(model, card, config, SAMPLES, folder / "samples", 0, write_niftis)
     return run
