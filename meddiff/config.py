@@ -4,6 +4,7 @@ A config never executes code and imports nothing: it is plain YAML, read by the 
 """
 
 import difflib
+import reprlib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,10 @@ from meddiff.errors import ConfigError
 from meddiff.intensity_config import Intensity, Percentile
 from meddiff.intensity_config import Window as Window
 from meddiff.settings import Settings
+
+LARGEST = 1 << 16  # bytes of a config
+SHORT = reprlib.Repr()  # of values in messages
+SHORT.maxstring = SHORT.maxother = 100
 
 
 class Augment(Settings):
@@ -51,14 +56,17 @@ class DataConfig(Settings):
     degradation: Degradation | None = None  # restoration: what makes the degraded image of a clean one
     cache: Path | None = None  # preprocessed volumes; the user's cache folder unless given
     workers: int = Field(0, ge=0)  # loader processes
+    unreadable_limit: float = Field(0.01, ge=0, le=1)  # share of the cases that may turn out unreadable in a run
 
 
 class NetworkConfig(Settings):
-    """The U-Net."""
+    """The U-Net, or the two halves of an autoencoder."""
 
     spatial_dims: Literal[2, 3]
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)  # per level, finest first
-    blocks: int = Field(2, ge=1)  # residual blocks per level
+    channels: tuple[Annotated[int, Field(ge=1, le=1 << 14)], ...] = Field(
+        min_length=1, max_length=12
+    )  # per level, finest first
+    blocks: int = Field(2, ge=1, le=64)  # residual blocks per level
     attention: tuple[bool, ...] | None = None  # per level; none unless given
     head_channels: int = Field(32, ge=1)  # channels of one attention head
     norm_groups: int = Field(8, ge=1)
@@ -68,6 +76,11 @@ class NetworkConfig(Settings):
     sampling_channels: tuple[Annotated[int, Field(ge=1)], ...] | None = (
         None  # segmentation and restoration: per level, of the second network, which samples; half of `channels` unless given
     )
+
+    @property
+    def multiple(self) -> int:
+        """Voxels along each axis that one of the coarsest level stands for."""
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @model_validator(mode="after")
     def _divides(self) -> "NetworkConfig":
@@ -88,6 +101,13 @@ class NetworkConfig(Settings):
                 f"attention needs one value per level: channels has {len(self.channels)}, attention {len(self.attention)}"
             )
         return self
+
+
+class AutoencoderConfig(Settings):
+    """The Gaussian over latents that an image becomes."""
+
+    channels: int = Field(4, ge=1)  # of the latents
+    kl: float = Field(1e-4, ge=0)  # weight of the nats per voxel beside the mean absolute error in model units
 
 
 class LogNormal(Settings):
@@ -124,6 +144,7 @@ class DiffusionConfig(Settings):
     sigma_data: float | Literal["auto"] = "auto"  # standard deviation of the training images; "auto" measures it
     noise: Literal["gaussian", "uniform", "simplex"] = "gaussian"
     training: LogNormal | UniformT | LogitNormal = Field(LogNormal(), discriminator="kind")
+    latent: Path | None = None  # synthesis: the run of an autoencoder whose latents take the place of the images
 
 
 class TrainConfig(Settings):
@@ -144,11 +165,22 @@ class TrainConfig(Settings):
     checkpoint_every: int = Field(500, ge=1)  # steps
     validate_every: int = Field(500, ge=1)  # steps
     preview_every: int = Field(500, ge=1)  # steps
+    keep_checkpoints: int = Field(2, ge=2)  # the newest ones; the best stays besides
+    nonfinite_limit: int = Field(20, ge=1)  # steps in a row without a finite loss and gradient, after which a run ends
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process holds the whole model, or a share of it
+    compile: bool = False  # by torch.compile; needs a C++ compiler on a CPU
+    channels_last: bool = False  # memory layout of the convolutions
+    ema_device: Literal["cpu"] | None = None  # where the moving average lives; beside the model unless given
 
     @model_validator(mode="after")
     def _accumulates(self) -> "TrainConfig":
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
+        if self.parallel == "fsdp" and (self.precision == "fp16" or self.channels_last or self.ema_device):
+            raise ValueError(
+                "parallel: fsdp goes with precision fp32 or bf16, without channels_last and ema_device; it shares out the "
+                "moving average too"
+            )
         return self
 
 
@@ -184,10 +216,11 @@ class EvaluateConfig(Settings):
 class Config(Settings):
     """One run, whole."""
 
-    task: Literal["synthesis", "segmentation", "restoration"]
+    task: Literal["synthesis", "segmentation", "restoration", "autoencoder"]
     data: DataConfig
     condition: ConditionConfig = ConditionConfig()
     network: NetworkConfig
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
@@ -201,16 +234,17 @@ class Config(Settings):
             raise ValueError(f"data.size has {len(data.size)} axes, network.spatial_dims is {dims}; give {dims} sizes")
         if len(data.spacing_mm) not in (dims, 3):
             raise ValueError(f"data.spacing_mm has {len(data.spacing_mm)} values; give {dims} of them")
-        smallest = network.patch * 2 ** (len(network.channels) - 1)
-        if min(data.size) < smallest:
+        smallest = network.multiple
+        if self.diffusion.latent is None and min(data.size) < smallest:
             raise ValueError(
                 f"data.size = {list(data.size)} is too small for {len(network.channels)} levels of network.channels: "
                 f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
             )
+        if self.task == "autoencoder" and self.train.parallel == "fsdp":
+            raise ValueError("train.parallel = fsdp shares out denoisers; an autoencoder trains with ddp. Change it")
         process = self.diffusion.process
-        if process not in {"synthesis": ("gaussian",), "restoration": ("gaussian", "direct")}.get(
-            self.task, (process,)
-        ):
+        only = {"synthesis": ("gaussian",), "autoencoder": ("gaussian",), "restoration": ("gaussian", "direct")}
+        if process not in only.get(self.task, (process,)):
             raise ValueError(f"diffusion.process = {process} is not for {self.task}; leave it at gaussian")
         if (self.task == "restoration") != (data.degradation is not None):
             raise ValueError(
@@ -218,6 +252,7 @@ class Config(Settings):
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
         self._check_condition()
+        self._check_latent()
         least = 3 if self.task == "synthesis" else 1
         if self.sample.steps < least or self.sample.steps == 2:
             raise ValueError(
@@ -226,6 +261,33 @@ class Config(Settings):
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
+
+    def _check_latent(self) -> None:
+        """ValueError where an autoencoder, or a model of its latents, cannot be what is asked for."""
+        data, network = self.data, self.network
+        if self.diffusion.latent is not None:
+            if self.task != "synthesis":
+                raise ValueError(f"diffusion.latent is for synthesis, task is {self.task}; leave it out")
+            given = self.condition
+            if given.mask or given.image or given.of_label or data.paired:
+                raise ValueError(
+                    "latents are drawn for nothing, a class by condition.classes.column or covariates; label maps and other images "
+                    "have no place in them. Remove diffusion.latent, or those"
+                )
+            if data.augment != Augment():
+                raise ValueError(
+                    "data.augment changes images, and latents are encoded once; train the autoencoder with it, and leave it out here"
+                )
+        if self.task == "autoencoder":
+            if network.attention and any(network.attention):
+                raise ValueError("network.attention: an autoencoder has none, so that its windows agree; leave it out")
+            if network.dropout:
+                raise ValueError(f"network.dropout = {network.dropout:g}: an autoencoder has none; leave it out")
+            if any(n % (2 * network.multiple) for n in data.size):
+                raise ValueError(
+                    f"data.size = {list(data.size)} must divide by {2 * network.multiple}, twice the voxels of a latent, so that "
+                    "half of a window can be shared"
+                )
 
     def _check_condition(self) -> None:
         given, paired = self.condition, self.data.paired
@@ -256,22 +318,41 @@ class Config(Settings):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a YAML file, with `a.b=c` overrides applied; ConfigError for whatever is wrong, all of it at once."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path}: has {path.stat().st_size} bytes; a config has at most {LARGEST}. Is it one?")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(
             f"{path}: cannot be read ({e}). Give the path of a YAML config, for instance configs/synthesis_2d_ct.yaml."
         ) from e
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: is not valid YAML ({e}).") from e
+    tree = _plain(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {tree!r:.60}."
+            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {SHORT.repr(tree)}."
         )
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no aliases: few lines of them stand for more values than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name); write their values out")
+        return super().compose_node(parent, index)
+
+
+def _plain(text: str, where: str) -> Any:
+    """The values of some YAML; ConfigError where it is none, or holds what no config does."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: dates and numbers that are none
+        raise ConfigError(f"{where}: is not valid YAML ({str(e)[:500]}).") from e
+    finally:
+        loader.dispose()
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -291,10 +372,7 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {parent} holds a value, not a section.")
-    try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML ({e}).") from e
+    tree[last] = _plain(value, f"--set {override!r}: the value")
 
 
 def _explain(error: Any) -> str:
@@ -314,7 +392,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}." if location else f"{message}."
-    return f"{key}: {message[0].lower()}{message[1:]}; found {error['input']!r}."
+    return f"{key}: {message[0].lower()}{message[1:]}; found {SHORT.repr(error['input'])}."
 
 
 def _keys_beside(location: Sequence[str | int]) -> list[str]:

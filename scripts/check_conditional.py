@@ -13,13 +13,14 @@ A run without label maps answers the first question only. Everything lies in DIR
 
 import argparse
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from monai.networks.nets import DenseNet
-from rich.progress import track
 from torch import Tensor, nn
 
 from meddiff.config import Config, parse_config
@@ -42,6 +43,11 @@ EVERYTHING = 10**6
 CPU = torch.device("cpu")
 
 
+def say(what: str) -> None:
+    """Where it is, on stderr."""
+    print(what, file=sys.stderr)
+
+
 def slices(config: Config, card: Card, manifest: Manifest, split: str) -> dict[str, Tensor]:
     """All slices of a split with their labels (n, 1, *size) and whether they show the label of the run's classes (n,)."""
     images = images_of(config, card.known, manifest, manifest.split(split))
@@ -57,7 +63,8 @@ def judge(train: dict[str, Tensor], val: dict[str, Tensor], steps: int, batch: i
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, steps)
     of = [torch.nonzero(train["class"] == c)[:, 0] for c in (0, 1)]
     model.train()
-    for step in track(range(steps), "Training the judge"):
+    say("Training the judge")
+    for step in range(steps):
         random = generator(0, "judge", step)
         rows = torch.cat([rows[torch.randint(len(rows), (batch // 2,), generator=random)] for rows in of])
         x = train["image"][rows]
@@ -86,10 +93,8 @@ def said(model: nn.Module, images: Tensor) -> Tensor:
 def drawn(run: Run, config: Config, n: int, folder: Path, classes: tuple[str, ...]) -> Manifest:
     """Samples of the run, in turn of the classes."""
     model, card = run.load_model(CPU)
-    with_bar = iter(track(range(n), f"Drawing {' and '.join(classes)}"))
-    made = sample_set(model, card, config, n, folder, 0, write_niftis, Asked(classes), lambda _: next(with_bar, None))
-    next(with_bar, None)
-    return made
+    say(f"Drawing {n} samples of {' and '.join(classes)}")
+    return sample_set(model, card, config, n, folder, 0, write_niftis, Asked(classes))
 
 
 def in_model_units(manifest: Manifest, card: Card, axis: str) -> Tensor:
@@ -102,6 +107,11 @@ def lesions(run: Run, card: Card, config: Config, folder: Path, n: int, steps: i
     """How many samples of either class the judge finds to be of it, and how often it is right on real slices."""
     manifest = run.manifest()
     train, val, test = (slices(config, card, manifest, split) for split in ("train", "val", "test"))
+    for name, part in (("train", train), ("val", val), ("test", test)):
+        if len(part["class"].unique()) < 2:
+            raise SystemExit(
+                f"The split {name} has slices of one class only: there is nothing to judge by. Use more patients."
+            )
     model, threshold = judge(train, val, steps)
     score, truth = said(model, test["image"]), test["class"] == 1
     result = {
@@ -143,13 +153,9 @@ def learnt(config: Config, data: Path, run: Path, steps: int, scans: Manifest) -
     settings = parse_config(tree, "segmentation")
     trained = Run(run)
     if not trained.card_path.exists():
-        with_bar = iter(track(range(steps), f"Learning to segment from {data}"))
-        fit(
-            settings,
-            run,
-            attach=[lambda session: session.engine.add_event_handler("iteration_completed", lambda: next(with_bar))],
-        )
-        next(with_bar, None)
+        say(f"Learning to segment from {data}")
+        shutil.rmtree(run, ignore_errors=True)  # of a run that was cut short
+        fit(settings, run)
     model, card = trained.load_model(CPU)
     rows = []
     for case in scans.split("test"):

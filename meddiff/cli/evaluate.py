@@ -40,9 +40,9 @@ def command(
 
     Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
     comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
-    beside non-local means and wavelets. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every
-    method to methods.csv, and the worst, median and best case to cases.png. Diagnosis: AUROC and calibration to
-    diagnosis.json, and the probabilities of every case to probabilities.csv.
+    beside non-local means and wavelets. Autoencoder: PSNR, SSIM and MAE of whole reconstructions. Cases with their mean and
+    95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst, median and best case to cases.png.
+    Diagnosis: AUROC and calibration to diagnosis.json, and the probabilities of every case to probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
@@ -54,7 +54,12 @@ def command(
         diagnose_run(opened, output, split, seed, device, limit, quiet)
         return
     others = [Run.open(one) for one in baseline or ()]
-    work = {"synthesis": _synthesis, "segmentation": _segmentation, "restoration": _restoration}
+    work = {
+        "synthesis": _synthesis,
+        "segmentation": _segmentation,
+        "restoration": _restoration,
+        "autoencoder": _autoencoder,
+    }
     work[opened.config().task](opened, others, output, split, seed, device, limit, quiet)
 
 
@@ -187,6 +192,40 @@ def _restoration(
         write_methods(folder, ordered, "psnr", True, of_shown.__getitem__, {}, {**facts, "level": level, "sets": apart})
         tell.print(f"\n{level}", highlight=False)
         _tell(ordered, ("psnr", "ssim", "mae"), folder, apart)
+
+
+def _autoencoder(
+    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+) -> None:
+    from meddiff.engines.fit import prepare
+    from meddiff.engines.reconstruct import reconstructed
+    from meddiff.engines.trainer import choose_device
+    from meddiff.errors import ConfigError
+    from meddiff.networks.autoencoder import Autoencoder
+    from meddiff.report.overlays import reconstructed_pictures
+    from meddiff.report.tables import write_methods
+
+    if others:
+        raise ConfigError("--baseline is for segmentation and restoration; this run is an autoencoder.")
+    model, card = opened.load_model(choose_device(device))
+    assert isinstance(model, Autoencoder)
+    images = prepare(opened.config(), opened.manifest(), split)
+    shown: dict[str, list[Any]] = {}
+    rows = []
+    with progress(quiet) as bar:
+        task = bar.add_task("Reconstructing", total=min(len(images.cases), limit or len(images.cases)), note="")
+        for row in reconstructed(
+            model,
+            images,
+            card.space.scale,
+            limit,
+            keep=lambda case, truth, found: shown.update({case.case: reconstructed_pictures(truth, found)}),
+        ):
+            rows.append(row)
+            bar.update(task, advance=1, note=f"{row['case']}: {row['psnr']:.2f} dB")
+    facts = {"split": split, "weights": card.weights, "step": card.step}
+    write_methods(output, {"autoencoder": rows}, "psnr", True, shown.__getitem__, {}, facts)
+    _tell({"autoencoder": rows}, ("psnr", "ssim", "mae"), output)
 
 
 def _tell(

@@ -58,7 +58,7 @@ def _run(path: Path) -> Table:
     }
     if run.card_path.exists():
         card = Card.read(run.card_path)
-        model = build_model(config, card.sigma_data, tuple(card.labels), card.classes)
+        model = build_model(config, card.sigma_data, tuple(card.labels), card.classes, card.latents)
         facts |= {
             "network": f"{sum(p.numel() for p in model.parameters()):,} parameters, levels {list(config.network.channels)}",
             "trained": f"{card.step} of {config.train.steps} steps, weights {card.weights[:12]}",
@@ -74,7 +74,11 @@ def _run(path: Path) -> Table:
 def _asked(card: "Card") -> dict[str, object]:
     """What can be asked of a model beside an image."""
     known = {"labels": card.labels, "classes": card.classes, "covariates": card.covariates}
-    return {name: ", ".join(values) for name, values in known.items() if values}
+    asked: dict[str, object] = {name: ", ".join(values) for name, values in known.items() if values}
+    if card.latents:
+        latents = card.latents
+        asked["latents"] = f"{len(latents.mean)} channels, 1/{latents.factor} of the size along each axis"
+    return asked
 
 
 def _manifest(path: Path) -> Table:

@@ -57,12 +57,14 @@ def command(
     begin(quiet)
     from meddiff.data.givens import Givens
     from meddiff.engines.asked import Asked, numbers
+    from meddiff.engines.processes import first, gathered, join
     from meddiff.engines.run import Run
     from meddiff.engines.sets import write_dicom, write_niftis
     from meddiff.engines.synthetic import sample_set
     from meddiff.engines.trainer import choose_device
     from meddiff.report.set_pictures import save_grid, write_png
 
+    join(device)
     opened = Run.open(run)
     options = {"sampler": sampler, "steps": steps, "batch": batch, "guidance": guidance}
     config = with_options(opened.config(), run, "synthesis", **options)
@@ -80,5 +82,8 @@ def command(
             bar.advance(task)
 
         sample_set(model, card, config, n, output, seed, writers[format], asked, done)
-    save_grid(output / "grid.png", shown, card.space, card.labels, 8 if config.network.spatial_dims == 2 else 1)
+    every = sorted((written for part in gathered(shown) for written in part), key=lambda written: written.image)
+    if not first():
+        return
+    save_grid(output / "grid.png", every[:SHOWN], card.space, card.labels, 8 if config.network.spatial_dims == 2 else 1)
     tell.print(f"{n} samples in {output}; look at {output / 'grid.png'}", highlight=False)

@@ -47,11 +47,13 @@ def command(
     begin(quiet)
     from meddiff.data.inputs import find_scans
     from meddiff.engines.outputs import write_segmented
+    from meddiff.engines.processes import join
     from meddiff.engines.run import Run
     from meddiff.engines.segment import segment
     from meddiff.engines.trainer import choose_device
     from meddiff.report.overlays import save_segmented
 
+    join(device)
     opened = Run.open(run)
     config = with_options(opened.config(), run, "segmentation", samples=samples, steps=steps)
     model, card = opened.load_model(choose_device(device))

@@ -36,20 +36,36 @@ class Facts:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class Share:
+    """How several processes read the files of one scan."""
+
+    mine: Callable[[Sequence[Path]], Sequence[Path]] = lambda paths: paths  # those that this process reads
+    gathered: Callable[[dict[Path, Facts]], list[dict[Path, Facts]]] = lambda facts: [facts]  # what each of them read
+
+
+ALONE = Share()
+
+
 def gather(
-    roles: Mapping[Path, Role], progress: Callable[[int, int], None] | None = None, regions: Sequence[str] = ()
+    roles: Mapping[Path, Role],
+    progress: Callable[[int, int], None] | None = None,
+    regions: Sequence[str] = (),
+    share: Share = ALONE,
 ) -> dict[Path, Facts]:
     """Facts of every file, read by a few threads, in the order of `roles`; `progress` is told (done, total).
 
     `regions` of DICOM label maps become labels, as in `imaging/regions.py`; without any, all of them.
     """
+    own = share.mine(list(roles))
     facts = {}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for path, fact in zip(roles, pool.map(partial(_one, regions), roles, roles.values()), strict=True):
+        for path, fact in zip(own, pool.map(partial(_one, regions), own, [roles[p] for p in own]), strict=True):
             facts[path] = fact
             if progress:
-                progress(len(facts), len(roles))
-    return facts
+                progress(len(facts), len(own))
+    every = {path: fact for part in share.gathered(facts) for path, fact in part.items()}
+    return {path: every[path] for path in roles}
 
 
 def _one(regions: Sequence[str], path: Path, role: Role) -> Facts:

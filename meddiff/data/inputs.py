@@ -88,7 +88,7 @@ def _of_manifest(path: Path, split: str | None) -> list[Scan]:
     for case in cases:
         source = case.source()
         paths = tuple(manifest.resolve(source))
-        scans.append(Scan(case.case.replace("/", "_"), paths, source.files is not None, (manifest, case)))
+        scans.append(Scan(case.case, paths, source.files is not None, (manifest, case)))
     return scans
 
 

@@ -5,6 +5,7 @@ A manifest names files as the scan found them. Where folders are named after pat
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from meddiff.imaging.volume import Volume
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+NAME = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,150}")
 GRID_TOLERANCE = 0.01  # voxels by which a corner of two equal grids may differ: headers keep float32 quaternions
 
 
@@ -81,6 +83,10 @@ class Case(Record):
     def _has_image_and_grid(self) -> "Case":
         if not self.image:
             raise ValueError("`image` is empty")
+        if not NAME.fullmatch(self.case):
+            raise ValueError(
+                "`case` becomes the name of files: 1 to 150 printable characters, no / and no \\, not . or .."
+            )
         if len(self.affine) != 4:
             raise ValueError(f"`affine` has {len(self.affine)} rows, not 4")
         return self

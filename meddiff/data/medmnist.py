@@ -1,17 +1,32 @@
 """MedMNIST files: one .npz with `<split>_images` (N, H, W) or (N, D, H, W) uint8 and `<split>_labels` (N, L)."""
 
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from meddiff.errors import ImageError
 from meddiff.imaging.geometry import Geometry
-from meddiff.imaging.nifti import MAX_RATIO, SMALL_BYTES
+from meddiff.imaging.nifti import MAX_RATIO
 from meddiff.imaging.volume import Volume
 
-BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    RecursionError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    TokenError,  # numpy, of a header that is none
+)
+SMALL_BYTES = 256 << 20  # that an array may inflate to from however little
+MAX_ROWS = 1 << 20  # of one split; the largest of MedMNIST has 165,466
 
 
 def read_row(path: Path, key: str, index: int) -> Volume:
@@ -40,6 +55,7 @@ def image_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
                 if name.endswith("_images.npy"):
+                    _check_size(path, file, name)
                     shapes[name.removesuffix("_images.npy")] = _grey(path, name, *_header(file, name))
     except BROKEN as error:
         raise ImageError(f"{path}: is not an .npz of arrays ({error}). Fetch the data set again.") from error
@@ -106,6 +122,8 @@ def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype
 def _grey(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     if len(shape) in (4, 5) and shape[-1] == 3:
         raise ImageError(f"{path}: {name} holds colour images {shape}, which are not read yet. Convert them to grey.")
+    if shape and shape[0] > MAX_ROWS:
+        raise ImageError(f"{path}: {name} has {shape[0]} rows; at most {MAX_ROWS} are read. Split the file.")
     if len(shape) not in (3, 4) or dtype != np.uint8:
         raise ImageError(f"{path}: {name} is {dtype} {shape}, expected uint8 (N, H, W) or (N, D, H, W).")
     return shape

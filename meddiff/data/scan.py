@@ -10,7 +10,7 @@ from pathlib import Path
 from meddiff.data import layouts
 from meddiff.data.assemble import assemble
 from meddiff.data.checks import duplicate, problem
-from meddiff.data.facts import Role, gather
+from meddiff.data.facts import ALONE, Role, Share, gather
 from meddiff.data.files import absolute, portable, write_lines
 from meddiff.data.layouts import Found, Reading
 from meddiff.data.manifest import Case, Manifest, Refused
@@ -18,6 +18,7 @@ from meddiff.data.splits import split_counts
 from meddiff.errors import ManifestError
 from meddiff.imaging.dicom import Refusal
 from meddiff.imaging.dicom_dir import is_directory, read_directory
+from meddiff.imaging.dicom_person import check_attributes
 from meddiff.imaging.regions import region_names
 
 log = logging.getLogger(__name__)
@@ -32,9 +33,11 @@ def scan(
     root: Path | None = None,  # folder of the manifest; None: absolute paths
     repairs: Sequence[str] = (),  # of `imaging.dicom.REPAIRS`, that may be made; the cases record those that were
     regions: Sequence[str] = (),  # of DICOM label maps, by name, that become labels 1, 2, ...; without any, all of them
+    record: Sequence[str] = (),  # of `imaging.dicom_person.ATTRIBUTES`, that become classes of DICOM cases
     workers: int = 1,  # processes that read DICOM headers; the result is the same for any number
     headers: Callable[[int, int], None] | None = None,  # told (DICOM headers read, headers to read)
     progress: Callable[[int, int], None] | None = None,  # told (files read, files to read)
+    share: Share = ALONE,  # of the files to hash and label maps to read; every process finds the same cases
 ) -> tuple[list[Case], list[Refused]]:
     """Cases and refusals that together name every file below the folders; the order of the folders does not matter.
 
@@ -43,8 +46,9 @@ def scan(
     """
     split_counts(0, split)  # a wrong split is told before the files are read
     region_names(regions)
-    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers))
-    facts = gather(_roles(found), progress, regions)
+    check_attributes(record)
+    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers, tuple(record)))
+    facts = gather(_roles(found), progress, regions, share)
     checked: list[Found] = []
     seen: dict[str, Path] = {}
     for case in sorted(found, key=lambda case: [(image.paths[0], image.index or 0) for image in case.images]):

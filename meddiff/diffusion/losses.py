@@ -1,4 +1,5 @@
-"""The training losses: one in the network's own output space for images, cross-entropy and Dice for label maps."""
+"""The training losses: one in the network's own output space for images, cross-entropy and Dice for label maps, the nats
+of latents."""
 
 import torch
 from torch import Tensor
@@ -92,3 +93,9 @@ def label_loss(
     lost = brier.detach() / (1 + square + g.square().sum(2))
     slope = (brier - brier.detach()) / (1 + square + p.detach().sum(2))  # 0, with a gradient
     return torch.add(cross_entropy * entropy, (lost + slope).mean(1), alpha=dice)
+
+
+def kl_divergence(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Nats from N(mean, deviation^2) to N(0, 1), summed over all latents of a case; (B,)."""
+    variance = deviation.float().square()
+    return 0.5 * (mean.float().square() + variance - variance.log() - 1).flatten(1).sum(1)

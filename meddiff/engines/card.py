@@ -1,21 +1,24 @@
 """The card of a trained model, `model.json`: all that is needed to rebuild it and to give its samples units and a place."""
 
-import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from math import isfinite, lcm
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
 from meddiff.config import Config, NetworkConfig
 from meddiff.data.conditions import Known
+from meddiff.data.transforms import AXES
 from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.errors import RunError
+from meddiff.networks.autoencoder import Autoencoder
 from meddiff.networks.unet import UNet
+from meddiff.tasks.autoencoder import Autoencoding
 from meddiff.tasks.restoration import Restoration
 from meddiff.tasks.segmentation import Segmentation
 from meddiff.tasks.synthesis import Synthesis, channels
@@ -23,6 +26,18 @@ from meddiff.tasks.task import Space, Task
 
 # What multiplies c_noise so that its embedding resolves noise levels; the sinusoids were made for 1000 timesteps.
 NOISE_SCALE = {"edm": 250.0, "flow": 1000.0}
+LARGEST = 1 << 20  # bytes of a card
+
+
+class Latents(BaseModel):
+    """What a model of latents is trained on: `(z - mean) / std` per channel of an autoencoder's latents z."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    autoencoder: str  # SHA-256 of its weights
+    factor: int  # voxels along each axis that a latent stands for
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
 
 
 class Card(BaseModel):
@@ -33,6 +48,7 @@ class Card(BaseModel):
     format: int = 1
     sigma_data: float  # model units
     space: Space
+    latents: Latents | None = None  # None: the model is one of images
     labels: dict[str, int] = {}  # name -> number, in the order of the channels after background
     classes: tuple[str, ...] = ()  # of synthesis: what may be asked for, in the order of their numbers
     covariates: dict[str, tuple[float, float]] = {}  # of synthesis: name -> mean, standard deviation
@@ -44,6 +60,16 @@ class Card(BaseModel):
     versions: dict[str, str] = {}
     limits: str = ""  # digest of the audit's settings when the model was trained; "" before they were recorded
 
+    @model_validator(mode="after")
+    def _means_something(self) -> "Card":
+        space = self.space
+        numbers = [self.sigma_data, space.scale, space.offset, *space.spacing_mm]
+        if not all(map(isfinite, numbers)) or min(self.sigma_data, *space.spacing_mm) <= 0 or space.scale == 0:
+            raise ValueError(f"sigma_data {self.sigma_data} and space {space} are no units to give samples in")
+        if space.axis not in AXES:
+            raise ValueError(f"space.axis is {space.axis!r}, none of {', '.join(AXES)}")
+        return self
+
     @property
     def known(self) -> Known:
         """What the model can be asked for."""
@@ -53,8 +79,10 @@ class Card(BaseModel):
     def read(cls, path: Path) -> "Card":
         """The card in a file; RunError where it is missing or damaged."""
         try:
-            return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except (OSError, ValidationError) as e:
+            if path.stat().st_size > LARGEST:
+                raise ValueError(f"it has {path.stat().st_size} bytes")
+            return cls.model_validate_json(path.read_bytes())
+        except (OSError, ValueError) as e:  # pydantic's is a ValueError
             raise RunError(
                 f"{path}: is not the card of a trained model ({e}). Give a folder of `meddiff train`."
             ) from e
@@ -71,13 +99,28 @@ def build_task(config: Config, known: Known | None = None, reference: Mapping[st
         return Synthesis(config, known, reference)
     if config.task == "segmentation":
         return Segmentation(config.diffusion)
+    if config.task == "autoencoder":
+        return Autoencoding(config.autoencoder)
     return Restoration(config.data)
 
 
-def build_model(config: Config, sigma_data: float, labels: Sequence[str], classes: Sequence[str] = ()) -> nn.Module:
+def build_model(
+    config: Config,
+    sigma_data: float,
+    labels: Sequence[str],
+    classes: Sequence[str] = (),
+    latents: Latents | None = None,  # synthesis: the model is one of these
+) -> nn.Module:
     """The untrained model of a config: what `engines` train and sample."""
     if config.task == "synthesis":
-        return Preconditioned(_synthesizer(config, labels, classes), config.diffusion.parameterization, sigma_data)
+        own = len(latents.mean) if latents else None
+        network = _synthesizer(config, labels, classes, own)
+        return Preconditioned(network, config.diffusion.parameterization, sigma_data)
+    if config.task == "autoencoder":
+        settings = config.network.model_dump(
+            include={"spatial_dims", "channels", "blocks", "norm_groups", "patch", "checkpointing"}
+        )
+        return Autoencoder(**settings, latent_channels=config.autoencoder.channels, window=config.data.size)
     if config.task == "segmentation":
         return _segmenter(config, len(labels) + 1)
     return _restorer(config, sigma_data)
@@ -94,12 +137,13 @@ def _unet(config: Config, inputs: int, outputs: int, *, second: bool = False, **
 def _half(network: NetworkConfig) -> tuple[int, ...]:
     """Half of the channels of each level, as far as groups and heads go into them."""
     attends = network.attention or (False,) * len(network.channels)
-    units = [math.lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
+    units = [lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
     return tuple(max(unit, n // 2 // unit * unit) for n, unit in zip(network.channels, units, strict=True))
 
 
-def _synthesizer(config: Config, labels: Sequence[str], classes: Sequence[str]) -> UNet:
+def _synthesizer(config: Config, labels: Sequence[str], classes: Sequence[str], latents: int | None) -> UNet:
     own, given = channels(config, labels)
+    own = latents or own
     told = len(config.condition.covariates)
     return _unet(config, own, own, cond_channels=given, classes=len(classes), covariates=told)
 

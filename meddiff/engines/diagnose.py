@@ -14,7 +14,7 @@ from meddiff.data.loader import Images
 from meddiff.data.manifest import Manifest
 from meddiff.diffusion.noise import draw
 from meddiff.engines.card import Card, build_task
-from meddiff.engines.predict import bounded, check_task
+from meddiff.engines.predict import bounded, check_task, check_voxels
 from meddiff.engines.volumes import in_batches
 from meddiff.errors import ManifestError, RunError
 from meddiff.metrics.diagnosis import Calibration, calibrated, diagnosis_metrics
@@ -58,6 +58,7 @@ def diagnose(
     RunError where the run is not one of class-conditional images alone; ManifestError where a split has no case.
     """
     check_task(config)
+    check_voxels(config)
     if not card.classes:
         raise RunError("--diagnosis needs a run with classes; train one with condition.classes.")
     if config.data.paired:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from meddiff.config import Config, SampleConfig
-from meddiff.diffusion.compose import guided, windowed
+from meddiff.diffusion.compose import Latent, guided, windowed
 from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS, OnStep, grid_steps
@@ -39,14 +39,17 @@ def draw_samples(
     """One sample (C, *size) in model units for each name, in order, `sample.batch` of them side by side."""
     check_task(config)
     sample = config.sample
-    size = tuple(size or config.data.size)
-    assert isinstance(model, Preconditioned)
-    network, device = model.network, next(model.parameters()).device
+    latents = model if isinstance(model, Latent) else None
+    factor = latents.factor if latents else 1  # from here on sizes count latents, where the model is one of them
+    size = tuple(-(-n // factor) for n in size or config.data.size)
+    patch = [n // factor for n in config.data.size]
+    denoising = latents.denoise if latents else model
+    assert isinstance(denoising, Preconditioned)
+    network, device = denoising.network, next(model.parameters()).device
     assert isinstance(network, UNet)
-    whole: Denoiser = model
-    if any(n > p for n, p in zip(size, config.data.size, strict=True)):
-        patch = config.data.size
-        whole = windowed(model, patch, [min(sample.overlap, p // 2) for p in patch])
+    whole: Denoiser = denoising
+    if any(n > p for n, p in zip(size, patch, strict=True)):
+        whole = windowed(denoising, patch, [min(sample.overlap // factor, p // 2) for p in patch])
     sampler = SAMPLERS[sample.sampler]
     if sample.sampler == "ancestral":
         sampler = partial(sampler, noise=config.diffusion.noise)
@@ -61,18 +64,25 @@ def draw_samples(
         with torch.no_grad():  # at sigma_max D is the mean of the data: noise around it, not around 0
             x = x + denoise(x, sigmas[0].to(device), given)
         way = [generator(seed, "way", name) for name in batch]
-        yield from sampler(denoise, x, sigmas, given, generators=way, on_step=on_step).cpu()
+        drawn = sampler(denoise, x, sigmas, given, generators=way, on_step=on_step)
+        yield from (_decoded(latents, drawn) if latents else drawn).cpu()
+
+
+@torch.no_grad()
+def _decoded(latents: Latent, drawn: Tensor) -> Tensor:
+    """The images of latents (B, C, *latents), one at a time, so that none depends on the others."""
+    return torch.cat([latents.decode(z[None]) for z in drawn])
 
 
 def bounded(denoise: Denoiser, config: Config, device: torch.device, cond: Condition | None) -> Denoiser:
-    """`denoise` as samplers use it: in the precision of the config, with its guidance towards `cond`, within -1..1."""
-    sample = config.sample
+    """`denoise` as samplers use it: in the precision of the config, with its guidance towards `cond`, within -1..1 if of images."""
+    sample, latent = config.sample, config.diffusion.latent is not None
     steered = denoise if cond is None else guided(denoise, sample.guidance, dropped(cond))
 
     def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
-        # the mean of images within -1..1 lies within -1..1
         with autocast(device, sample.precision):
-            return steered(x, sigma, cond).clamp(-1, 1)
+            d = steered(x, sigma, cond)
+        return d if latent else d.clamp(-1, 1)  # the mean of images within -1..1 lies within -1..1
 
     return denoiser
 
@@ -81,6 +91,14 @@ def evaluations(sample: SampleConfig, guided: bool) -> int:
     """Network evaluations that one sample costs; guidance takes two for one."""
     n = grid_steps(sample.sampler, sample.steps - 1)
     return (1 + guided) * (1 + (2 * n - 1 if sample.sampler == "heun" else n))
+
+
+def check_voxels(config: Config) -> None:
+    """RunError where the model is one of latents and not of voxels."""
+    if config.diffusion.latent is not None:
+        raise RunError(
+            "This takes a model of images; this run is one of latents (diffusion.latent), in which no scan has a place."
+        )
 
 
 def check_task(config: Config) -> None:

@@ -153,7 +153,11 @@ def _zero_shot(
     windows: Callable[[Denoiser], Denoiser],
 ) -> tuple[Tensor, list[Tensor]]:
     """Mean and samples of an unconditional model: D(y, level), and draws from p(x0 | y)."""
-    assert isinstance(model, Preconditioned)
+    if not isinstance(model, Preconditioned):
+        raise RunError(
+            "This run is a model of latents or an autoencoder, whose noise is not that of an image. Restore with a run of "
+            "restoration, or of synthesis without diffusion.latent."
+        )
     if config.data.paired or config.condition.mask or config.condition.image:
         raise RunError(
             "A run of synthesis restores if it draws images from nothing; this one has label maps or images beside."

@@ -15,6 +15,7 @@ from meddiff.data.transforms import placed
 from meddiff.engines.asked import Asked
 from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.predict import check_task, draw_samples, evaluations
+from meddiff.engines.processes import barrier, first, gathered, mine
 from meddiff.engines.sets import CaseSet, Write, Written
 from meddiff.engines.volumes import in_batches
 from meddiff.tasks.synthesis import Synthesis
@@ -35,7 +36,8 @@ def sample_set(
 ) -> Manifest:
     """`n` samples as files, each beside a JSON sidecar, and the manifest of the set.
 
-    Samples that the folder holds already are kept. Refuses a folder that holds anything but this very set, and a request
+    Samples that the folder holds already are kept. Several processes share the batches, and a batch has the same bytes whoever
+    draws it; each returns the whole manifest. Refuses a folder that holds anything but this very set, and a request
     that the model does not know.
     """
     check_task(config)
@@ -53,8 +55,9 @@ def sample_set(
         "versions": versions(),
     }
     own = CaseSet(folder, settings, "sample_")
+    barrier()  # every process has looked at the folder before one writes there
     cases: list[Case] = []
-    for part in in_batches(n, config.sample.batch):
+    for part in mine(in_batches(n, config.sample.batch)):
         names = [f"sample_{i:05d}" for i in range(part.start, part.stop)]
         wanted = [asked.of(i, seed) for i in range(part.start, part.stop)]
         there = [own.kept(name, {"asked": record}) for name, (record, _) in zip(names, wanted, strict=True)]
@@ -72,8 +75,9 @@ def sample_set(
                 cases.append(_case(own, name, written, card, config, record, given))
             if on_case:
                 on_case(written)
-    manifest = Manifest(tuple(cases), folder.absolute())
-    if cases:
+    every = sorted((case for part in gathered(cases) for case in part), key=lambda case: case.case)
+    manifest = Manifest(tuple(every), folder.absolute())
+    if every and first():
         manifest.write(folder / "manifest.jsonl")
     return manifest
 

@@ -17,7 +17,7 @@ from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS, grid_steps
 from meddiff.diffusion.sigmas import GRIDS
 from meddiff.engines.card import Card, build_task, versions
-from meddiff.engines.predict import bounded, check_task
+from meddiff.engines.predict import bounded, check_task, check_voxels
 from meddiff.engines.sets import CaseSet, Write
 from meddiff.engines.volumes import Seen, in_batches
 from meddiff.imaging.volume import Volume
@@ -61,6 +61,7 @@ def vary_set(
     ImageError where a scan is not for this model.
     """
     check_task(config)
+    check_voxels(config)
     settings = {
         "weights": card.weights,
         "step": card.step,

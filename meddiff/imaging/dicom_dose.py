@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from meddiff.imaging.dicom_header import Header, RefusedError
-from meddiff.imaging.dicom_slice import Slice, check_image, check_length, cosines, face_of, spacing
+from meddiff.imaging.dicom_slice import Slice, check_image, check_length, common, cosines, spacing
 
 RTDOSE = "RTDOSE"
 UNITS = {"GY": "Gy", "RELATIVE": "relative"}
@@ -37,18 +37,11 @@ def dose(path: Path, header: Header) -> list[Slice]:
     thickness = header.number("SliceThickness")
     return [
         Slice(
-            path=path,
-            patient_id=header.text("PatientID"),
-            study_uid=header.text("StudyInstanceUID"),
-            series_uid=header.text("SeriesInstanceUID"),
-            frame_uid=header.text("FrameOfReferenceUID"),
-            description=header.text("SeriesDescription"),
+            **common(path, header),
             modality=RTDOSE,
             unit=unit,
             apart=(header.text("DoseSummationType"), "" if n == 1 else str(path)),
             further=(),
-            rows=header.count("Rows"),
-            columns=header.count("Columns"),
             orientation=orientation,
             position=start + offset * normal,
             pixel_spacing=spacing(header.numbers("PixelSpacing", 2)),
@@ -56,7 +49,6 @@ def dose(path: Path, header: Header) -> list[Slice]:
             rescale=(scale, 0.0),
             padding=None,
             inverted=None,
-            face=face_of(header),
             frame=k,
             frames=n,
         )

@@ -20,8 +20,8 @@ from meddiff.imaging.dicom_slice import (
     Slice,
     check_image,
     check_length,
+    common,
     cosines,
-    face_of,
     inversion,
     padding,
     rescale,
@@ -115,18 +115,11 @@ def _frame(path: Path, header: Header, modality: str, shared: Dataset, group: Da
     ]
     unit, line = _quantity(header, modality, shared, group, find)
     return Slice(
-        path=path,
-        patient_id=header.text("PatientID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
-        frame_uid=header.text("FrameOfReferenceUID"),
-        description=header.text("SeriesDescription"),
+        **common(path, header),
         modality=modality,
         unit=unit,
         apart=tuple(text(*where) for where in APART),
         further=tuple(text(*where) for where in FURTHER),
-        rows=header.count("Rows"),
-        columns=header.count("Columns"),
         orientation=cosines(place("PlaneOrientationSequence", "ImageOrientationPatient", 6)),
         position=place("PlanePositionSequence", "ImagePositionPatient", 3),
         pixel_spacing=spacing(place("PixelMeasuresSequence", "PixelSpacing", 2)),
@@ -134,7 +127,6 @@ def _frame(path: Path, header: Header, modality: str, shared: Dataset, group: Da
         rescale=line,
         padding=padding(header),
         inverted=inversion(header, modality),
-        face=face_of(header),
         frame=k,
         frames=header.count("NumberOfFrames", 1),
     )

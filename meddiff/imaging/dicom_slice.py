@@ -5,6 +5,7 @@ All header values are converted here, once, so that nothing bad surfaces later.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.config import IGNORE
@@ -77,18 +78,11 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         slope, intercept = slope * factor, intercept * factor
     thickness = (header.number("SliceThickness"), header.number("SpacingBetweenSlices"))
     return Slice(
-        path=path,
-        patient_id=header.text("PatientID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
-        frame_uid=header.text("FrameOfReferenceUID"),
-        description=header.text("SeriesDescription"),
+        **common(path, header),
         modality=modality,
         unit=unit,
         apart=tuple(header.text(keyword) for keyword in APART),
         further=tuple(header.text(keyword) for keyword in SPLIT_KEYS),
-        rows=header.count("Rows"),
-        columns=header.count("Columns"),
         orientation=cosines(header.numbers("ImageOrientationPatient", 6)),
         position=header.numbers("ImagePositionPatient", 3),
         pixel_spacing=spacing(header.numbers("PixelSpacing", 2)),
@@ -96,8 +90,22 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         rescale=(slope, intercept),
         padding=padding(header),
         inverted=inversion(header, modality),
-        face=face_of(header),
     )
+
+
+def common(path: Path, header: Header) -> dict[str, Any]:
+    """What all slices of one file share."""
+    return {
+        "path": path,
+        "patient_id": header.text("PatientID"),
+        "study_uid": header.text("StudyInstanceUID"),
+        "series_uid": header.text("SeriesInstanceUID"),
+        "frame_uid": header.text("FrameOfReferenceUID"),
+        "description": header.text("SeriesDescription"),
+        "rows": header.count("Rows"),
+        "columns": header.count("Columns"),
+        "face": face_of(header),
+    }
 
 
 def check_image(header: Header, image_type: str) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from meddiff.config import Config
 from meddiff.data.transforms import AXES
+from meddiff.diffusion.compose import Latent
 from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.fit import prepare
 from meddiff.engines.run import Run
@@ -61,8 +62,11 @@ def audit_run(
     task = build_task(config, card.known)
     assert isinstance(task, Synthesis)
 
+    @torch.no_grad()
     def attempt(real: Real, step: Callable[[], None]) -> dict[str, Tensor]:
         x0, cond = task.x0(real.batch), task.condition(real.batch)  # who attacks knows what there is to know
+        if isinstance(model, Latent):
+            x0 = torch.cat([model.encode(part.to(device))[0].cpu() for part in x0.split(1)])
         return attack_scores(model, x0, cond, card.sigma_data, config.audit.seed, device, step)
 
     found = audit(

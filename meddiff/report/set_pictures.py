@@ -5,6 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from monai.transforms import Orientation
 from torch import Tensor
 
@@ -59,4 +60,5 @@ def _levels(label: Volume, names: Mapping[str, int]) -> np.ndarray:
 
 def _upright(volume: Volume) -> Tensor:
     """The voxels (1, *size) in RAS order, a lone slice without its third axis."""
-    return Orientation(axcodes="RAS", labels=None)(to_meta(volume)).as_tensor().float().squeeze()[None]
+    turned = np.asarray(Orientation(axcodes="RAS", labels=None)(to_meta(volume)), np.float32)
+    return torch.from_numpy(turned).squeeze()[None]

@@ -202,3 +202,11 @@ def test_repairs_of_a_scan_are_asked_for_and_told(tmp_path, capsys):
     assert "cases repaired: 1 by fill-gaps" in said
     repaired = [json.loads(line)["repairs"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert sorted(repaired) == [[], [], ["fill-gaps"]]
+
+
+def test_the_command_line_starts_without_the_libraries_of_its_commands():
+    """Each process that reads headers imports it again, and so does every --help."""
+    heavy = ("torch", "monai", "numpy", "pydicom", "nibabel", "pydantic")
+    code = f"import sys, meddiff.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

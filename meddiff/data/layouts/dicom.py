@@ -13,6 +13,7 @@ from meddiff.imaging.dicom_dir import is_directory, read_directory
 from meddiff.imaging.dicom_dose import RTDOSE
 from meddiff.imaging.dicom_file import References, references
 from meddiff.imaging.dicom_header import RefusedError
+from meddiff.imaging.dicom_person import person
 
 LABELS = ("segmentation", "contours")  # why files that may be label maps are in no series
 
@@ -49,6 +50,7 @@ def find(root: Path, files: Sequence[Path], reading: Reading | None = None) -> t
             one.patient_id.strip() or one.study_uid,
             (Channel(one.modality, one.files, series=True, volume=one.volume),),
             labels.get(at),
+            classes=person(one.files[0], how.record) if how.record else {},
             geometry=one.geometry,
             unit=one.unit,
             repairs=one.repairs,

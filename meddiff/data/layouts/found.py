@@ -58,6 +58,7 @@ class Reading:
     repairs: tuple[str, ...] = ()  # of `imaging.dicom.REPAIRS`, that may be made
     workers: int = 1  # processes
     progress: Callable[[int, int], None] | None = None  # told (headers read, headers to read)
+    record: tuple[str, ...] = ()  # of `imaging.dicom_person.ATTRIBUTES`, that become classes of the case
 
 
 class Layout(Protocol):
