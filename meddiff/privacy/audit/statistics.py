@@ -97,10 +97,10 @@ def attack(
     """
     a, b = members.double().numpy(), others.double().numpy()
     g = generator(seed, "attack")
-    drawn = [v[torch.randint(len(v), (RESAMPLES, len(v)), generator=g).numpy()] for v in (a, b)]
+    x, y = (v[torch.randint(len(v), (RESAMPLES, len(v)), generator=g).numpy()] for v in (a, b))
     tail = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    areas = np.quantile(_auc(*drawn), tail)
-    rates = np.quantile(_found(*drawn, false_positives) / len(a), tail)
+    areas = np.quantile(_auc(x, y), tail)
+    rates = np.quantile(_found(x, y, false_positives) / len(a), tail)
     exact = Rate.counted(int(_found(a, b, false_positives)), len(a))
     return Attack(
         auc=float(_auc(a, b)),
