@@ -26,7 +26,8 @@ ALLOWED = {  # what a package may import of ours
     "metrics": BASE | {"config", "diffusion", "imaging", "data"},
     "engines": BASE | {"config", "degradation_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
     "privacy": BASE | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
-    "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"},
+    "report": BASE
+    | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"},
     "cli": BASE
     | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }
