@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from meddiff.audit_config import AuditConfig
 from meddiff.condition_config import ConditionConfig
 from meddiff.degradation_config import DEGRADATION_KINDS, Degradation, LogRange
 from meddiff.errors import ConfigError
@@ -226,6 +227,7 @@ class Config(Settings):
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":

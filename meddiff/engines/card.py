@@ -58,6 +58,7 @@ class Card(BaseModel):
     step: int = 0  # of the weights beside the card
     weights: str = ""  # SHA-256 of weights.safetensors
     versions: dict[str, str] = {}
+    limits: str = ""  # digest of the audit's settings when the model was trained; "" before they were recorded
 
     @model_validator(mode="after")
     def _means_something(self) -> "Card":
