@@ -30,6 +30,12 @@ def command(
     images: Annotated[
         int | None, typer.Option(min=1, help="Restoration: only so many slices of a case, evenly spread.")
     ] = None,
+    synthetic: Annotated[
+        Path | None,
+        typer.Option(
+            help="The manifest of a synthetic set with label maps: intensities by tissue beside the real ones."
+        ),
+    ] = None,
     diagnosis: Annotated[
         bool,
         typer.Option("--diagnosis", help="Synthesis by class: as a classifier; writes every case's probabilities."),
@@ -38,17 +44,19 @@ def command(
 ) -> None:
     """Measure a run on held-out data.
 
-    Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
-    comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
-    beside non-local means and wavelets, how far the texture is from that of clean images, and degradations.jsonl, what was
-    done to each image; a run of synthesis as --baseline restores without having been trained to. Autoencoder: PSNR, SSIM and
-    MAE of whole reconstructions. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every method to
-    methods.csv, and the worst, median and best case to cases.png. Diagnosis: AUROC and calibration to diagnosis.json, and the
-    probabilities of every case to probabilities.csv.
+    Synthesis: kernel and Frechet distance, precision, recall, density and coverage in two spaces of features, sliced
+    Wasserstein distance and diversity, all beside as many training images: methods.csv, comparison.png. Segmentation: Dice,
+    surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE, beside non-local means and wavelets, how
+    far the texture is from that of clean images, and degradations.jsonl, what was done to each image; a run of synthesis as
+    --baseline restores without having been trained to. Autoencoder: PSNR, SSIM and MAE of whole reconstructions. Cases with
+    their mean and 95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst, median and best
+    case to cases.png. Diagnosis: AUROC and calibration to diagnosis.json, and the probabilities of every case to
+    probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
     begin(quiet)
+    from meddiff.cli.evaluate_synthesis import synthesis
     from meddiff.engines.run import Run
     from meddiff.errors import ConfigError
 
@@ -60,51 +68,17 @@ def command(
     task = opened.config().task
     if images is not None and task != "restoration":
         raise ConfigError(f"--images is for restoration, and {run} is of {task}. Leave it out; --limit chooses cases.")
-    if task == "restoration":
+    if synthetic and task != "synthesis":
+        raise ConfigError(f"--synthetic is for runs of synthesis; this run is of {task}.")
+    if task == "synthesis":
+        if limit:
+            raise ConfigError("--limit is for segmentation and restoration; of synthesis, evaluate.n says how many.")
+        synthesis(opened, others, output, split, seed, device, synthetic)
+    elif task == "restoration":
         _restoration(opened, others, output, split, seed, device, limit, images, quiet)
     else:
-        work = {"synthesis": _synthesis, "segmentation": _segmentation, "autoencoder": _autoencoder}
+        work = {"segmentation": _segmentation, "autoencoder": _autoencoder}
         work[task](opened, others, output, split, seed, device, limit, quiet)
-
-
-def _synthesis(
-    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
-) -> None:
-    from meddiff.engines.checkpoint import write_atomic
-    from meddiff.engines.evaluate import compare
-    from meddiff.engines.trainer import choose_device
-    from meddiff.errors import ConfigError
-    from meddiff.report.figures import save_panels
-
-    if others or limit:
-        raise ConfigError("--baseline and --limit are for segmentation and restoration; this run is of synthesis.")
-    config, manifest = opened.config(), opened.manifest()
-    model, card = opened.load_model(choose_device(device))
-    with tell.status("Sampling and measuring"):
-        result = compare(model, config, manifest, split, seed)
-    output.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "split": split,
-        "seed": seed,
-        "weights": card.weights,
-        "step": card.step,
-        "sample": config.sample.model_dump(),
-    }
-    write_atomic(output / "metrics.json", json.dumps({**result.numbers, **facts}, indent=2).encode())
-    count = 32 if config.network.spatial_dims == 2 else 2
-    panels = [
-        ("Samples", result.samples),
-        (f"Held-out ({split})", result.held_out),
-        ("Nearest training", result.closest),
-    ]
-    columns = 4 if count == 32 else 1
-    every = max(1, len(result.samples) // count)
-    save_panels(output / "comparison.png", [(title, images[::every][:count]) for title, images in panels], columns)
-    tell.print(
-        f"n = {result.numbers['n']}: sliced Wasserstein {result.numbers['sliced_wasserstein']:.4f}, of the training images "
-        f"{result.numbers['sliced_wasserstein_train']:.4f}, ratio {result.numbers['ratio']:.3f}; {output / 'metrics.json'}",
-        highlight=False,
-    )
 
 
 def _segmentation(

@@ -169,8 +169,8 @@ def _zero_shot(
     """
     if not isinstance(model, Preconditioned):
         raise RunError(
-            "This run is a model of latents or an autoencoder, whose noise is not that of an image. Restore with a run of "
-            "restoration, or of synthesis without diffusion.latent."
+            "This run is a model of latents, an autoencoder or a baseline, whose noise is not that of an image. Restore with a run "
+            "of restoration, or of synthesis without diffusion.latent and baseline."
         )
     if config.data.paired or config.condition.mask or config.condition.image:
         raise RunError(

@@ -7,6 +7,7 @@ config.yaml, manifest.jsonl, weights.safetensors (the EMA weights), model.json, 
 import errno
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -140,6 +141,17 @@ class Run:
             for case in cases:
                 latents_path(stores[0], case, card.latents.autoencoder).unlink(missing_ok=True)
         return sum(store.forget(case) for store in stores for case in cases)
+
+    def training_seconds(self) -> float:
+        """How long the training took, all sessions of it together, from the rates in log.jsonl; NaN without a log."""
+        if not self.log_path.is_file():
+            return math.nan
+        seconds, last = 0.0, 0
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            seconds += max(0, record["step"] - last) / record["steps_per_s"]
+            last = record["step"]
+        return seconds
 
     def _refuse_larger(self, card: Card) -> None:
         """RunError where the config is of more weights than there are: they would be made before that is noticed."""

@@ -68,7 +68,7 @@ def optimizer_for(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=train.lr)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
 
 
 @dataclass

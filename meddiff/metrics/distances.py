@@ -1,5 +1,8 @@
 """Distances between two sets of images."""
 
+from collections.abc import Sequence
+from math import prod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,11 +28,25 @@ def sliced_wasserstein(
     voxel are c apart. Two samples of one distribution are apart too, less so the larger they are: compare only equal n.
     """
     _of_one_size(a, b)
-    directions = torch.randn(a[0].numel(), projections, generator=generator(seed, "projections"))
-    directions /= directions.norm(dim=0)
-    q = (torch.arange(max(len(a), len(b))) + 0.5) / max(len(a), len(b))
-    one, other = (_quantiles(v.flatten(1).float().cpu() @ directions, q) for v in (a, b))
-    return float((one - other).square().mean().sqrt())
+    to = directions(a.shape[1:], projections, seed)
+    return projected_wasserstein(*(projected(v, to) for v in (a, b)))
+
+
+def directions(shape: Sequence[int], projections: int, seed: int = 0) -> Tensor:
+    """Random directions of unit length in the space of images (C, *spatial); (voxels, projections)."""
+    drawn = torch.randn(prod(shape), projections, generator=generator(seed, "projections"))
+    return drawn / drawn.norm(dim=0)
+
+
+def projected(images: Tensor, to: Tensor) -> Tensor:
+    """Where images (n, C, *spatial) lie along directions, (n, projections)."""
+    return images.flatten(1).float().cpu() @ to
+
+
+def projected_wasserstein(one: Tensor, other: Tensor) -> float:  # (n, projections), (m, projections)
+    """`sliced_wasserstein` of two sets that are projected already."""
+    q = (torch.arange(max(len(one), len(other))) + 0.5) / max(len(one), len(other))
+    return float((_quantiles(one, q) - _quantiles(other, q)).square().mean().sqrt())
 
 
 def _quantiles(values: Tensor, q: Tensor) -> Tensor:
