@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, show, tell
+from meddiff.cli.over import made
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,7 @@ def command(
 
     opened = Run.open(run)
     others = [Run.open(one) for one in baseline or ()]
+    made(output)
     work = {"synthesis": _synthesis, "segmentation": _segmentation, "restoration": _restoration}
     work[opened.config().task](opened, others, output, split, seed, device, limit, quiet)
 
@@ -64,7 +66,6 @@ def _synthesis(
     model, card = opened.load_model(choose_device(device))
     with tell.status("Sampling and measuring"):
         result = compare(model, config, manifest, split, seed)
-    output.mkdir(parents=True, exist_ok=True)
     facts = {
         "split": split,
         "seed": seed,

@@ -1,6 +1,7 @@
 """Segmentation end to end on a small cohort: train, segment, evaluate."""
 
 import json
+import re
 
 import nibabel as nib
 import numpy as np
@@ -185,6 +186,29 @@ def test_a_run_of_another_task_is_refused(trained, tmp_path):
     result = CliRunner().invoke(app, ["restore", str(trained.folder), str(tmp_path), "-o", str(tmp_path / "o")])
     assert isinstance(result.exception, MeddiffError)
     assert "was trained for segmentation, restoration is needed" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("segment", ["-o", "taken"], "taken: cannot be made .*Choose a folder that you may write"),
+        ("segment", ["-o", "taken/x"], "taken/x: cannot be made"),
+        ("segment", ["-o", "new", "--tolerance", "0"], "--tolerance 0: must be above 0"),
+        ("segment", ["-o", "new", "--steps", "2"], "sample.steps = 2 is too few"),
+        ("evaluate", ["-o", "taken"], "taken: cannot be made"),
+    ],
+)
+def test_what_cannot_be_done_for_any_scan_is_refused_before_the_first(
+    trained, tmp_path, monkeypatch, command, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    write_nifti(tmp_path / "scan.nii.gz", volume_of(trained))
+    (tmp_path / "taken").touch()
+    scans = ["scan.nii.gz"] if command == "segment" else []
+    result = CliRunner().invoke(app, [command, str(trained.folder.absolute()), *scans, *options])
+    assert isinstance(result.exception, MeddiffError)
+    assert re.search(message, str(result.exception))
+    assert not (tmp_path / "new").exists()
 
 
 def test_labels_that_are_missing_or_strange_are_refused(tmp_path):
