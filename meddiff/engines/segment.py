@@ -1,5 +1,6 @@
-"""Label maps of whole scans: samples that share the first answer, their mean, and how sure it is."""
+"""Label maps of whole scans: samples that share the first answer, the posterior they agree on, and how sure it is."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
@@ -12,7 +13,7 @@ from meddiff.config import Config
 from meddiff.diffusion import categorical
 from meddiff.diffusion.answered import AnsweredLabels
 from meddiff.diffusion.denoiser import Condition
-from meddiff.diffusion.ensemble import Ensemble, adaptive, entropy, volumes_ml
+from meddiff.diffusion.ensemble import Drawn, Ensemble, Ways, adaptive, ensemble, entropy
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.diffusion.samplers import SAMPLERS
 from meddiff.engines.card import Card, build_task
@@ -67,15 +68,15 @@ def segment(
     on_sample: Callable[[Tensor], None]
     | None = None,  # told the posterior of each sample on the model's grid, (K, I, J, K)
 ) -> Segmented:
-    """The mean of the samples' posteriors, its label map and entropy; ImageError where the scan is not for this model."""
+    """The ensemble's posterior, its label map and entropy; ImageError where the scan is not for this model."""
     seen = Seen(volume, config, card)
     with torch.no_grad():
-        drawn = _posteriors(model, config, seen, name, seed, on_sample)
+        drawn = _drawn(model, config, seen, name, seed, on_sample)
         if tolerance is not None:
-            ensemble = adaptive((p.unsqueeze(0) for p in drawn), seen.voxel_ml, tolerance, MOST)
+            result = adaptive(drawn, seen.voxel_ml, tolerance, MOST)
         else:
-            ensemble = _mean(drawn, 1 if _direct(config) else config.sample.samples, seen.voxel_ml)
-    probability = np.clip(seen.back(ensemble.posterior), 0, None)
+            result = ensemble(drawn, seen.voxel_ml, 1 if _direct(config) else config.sample.samples)
+    probability = np.clip(seen.back(result.posterior), 0, None)
     probability /= probability.sum(0)
     numbers = np.array([0, *card.labels.values()])
     label = numbers[probability.argmax(0)].astype(np.min_scalar_type(int(numbers.max())))
@@ -83,7 +84,7 @@ def segment(
         Volume(label, volume.geometry, "SEG", "label"),
         probability,
         entropy(torch.from_numpy(probability)).numpy(),
-        ensemble,
+        result,
         tuple(card.labels),
     )
 
@@ -93,19 +94,10 @@ def _direct(config: Config) -> bool:
     return config.diffusion.process == "direct" or config.sample.steps == 1
 
 
-def _mean(drawn: Iterator[Tensor], samples: int, voxel_ml: float) -> Ensemble:
-    total, volumes = torch.zeros(()), []
-    for _ in range(samples):
-        sample = next(drawn)
-        total = total + sample
-        volumes.append(volumes_ml(sample.unsqueeze(0), voxel_ml))
-    return Ensemble(total / samples, torch.cat(volumes), True)
-
-
-def _posteriors(
+def _drawn(
     model: nn.Module, config: Config, seen: Seen, name: str, seed: int, on_sample: Callable[[Tensor], None] | None
-) -> Iterator[Tensor]:
-    """The posterior (K, I, J, K) of one sample after another, on the model's grid; the first answer is found once."""
+) -> Iterator[Drawn]:
+    """One sample after another, (K, I, J, K) on the model's grid; the first answer is found once."""
     assert isinstance(model, Posterior | LabelPosterior)
     assert isinstance(model.network, AnsweredLabels)
     sample, device = config.sample, next(model.parameters()).device
@@ -128,16 +120,17 @@ def _posteriors(
         first.append(p.cpu())
         given.append(Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1)))
     if _direct(config):
+        answer = _told(seen.unbatch(torch.cat(first)), on_sample)
         while True:
-            yield _told(seen.unbatch(torch.cat(first)), on_sample)
+            yield Drawn(answer, answer)
     if discrete:
         sampler, levels = categorical.sample, categorical.grid(sample.steps - 1, sample.sigma_min, sample.sigma_max)
     else:
         sampler, levels = SAMPLERS[sample.sampler], sigma_grid(sample)
-    number = 0
-    while True:
-        posterior = []
-        for part, cond in zip(parts, given, strict=True):
+    for number in itertools.count():
+        ends, means = [], []
+        for part, cond, answer in zip(parts, given, first, strict=True):
+            answer = answer.to(device)
             names = [(name, number, i) for i in range(part.start, part.stop)]
             x = task.starting(
                 model.classes,
@@ -146,17 +139,21 @@ def _posteriors(
                 [generator(seed, "start", *key) for key in names],
             ).to(device)
             if not discrete:
-                assert cond.image is not None
-                x = x + cond.image[:, 1:].exp()  # at sigma_max D is the first answer: noise around it, not around 0
-            way = [generator(seed, "way", *key) for key in names]
-            posterior.append(sampler(denoise, x, levels.to(device), cond, way).cpu())
-        number += 1
-        yield _told(seen.unbatch(torch.cat(posterior)), on_sample)
+                x = x + answer  # at sigma_max D is the first answer: noise around it, not around 0
+            way, ways = [generator(seed, "way", *key) for key in names], Ways(answer)
+            ends.append(sampler(denoise, x, levels.to(device), cond, way, ways).cpu())
+            means.append(ways.mean.cpu())
+        yield Drawn(_told(seen.unbatch(torch.cat(ends)), on_sample), _normal(seen.unbatch(torch.cat(means))))
+
+
+def _normal(posterior: Tensor) -> Tensor:
+    """Without what blending windows and rounding leave: not negative, sum 1."""
+    posterior = posterior.clamp(min=0)
+    return posterior / posterior.sum(0)
 
 
 def _told(sample: Tensor, on_sample: Callable[[Tensor], None] | None) -> Tensor:
-    sample = sample.clamp(min=0)
-    sample = sample / sample.sum(0)
+    sample = _normal(sample)
     if on_sample:
         on_sample(sample)
     return sample
