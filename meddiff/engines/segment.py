@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from meddiff.config import Config
 from meddiff.diffusion import categorical
 from meddiff.diffusion.answered import AnsweredLabels
-from meddiff.diffusion.denoiser import Condition
+from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.ensemble import Drawn, Ensemble, Ways, adaptive, ensemble, entropy
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.diffusion.samplers import SAMPLERS
@@ -25,6 +25,7 @@ from meddiff.seeds import generator
 from meddiff.tasks.segmentation import Segmentation
 
 MOST = 64  # samples at most, where a tolerance decides
+LEFT_RIGHT = 2  # the axis of (B, C, *size): the model's grid is in RAS order
 FLOOR = 1e-6  # probability that windows are averaged from, at least: its logarithm is taken
 
 
@@ -97,13 +98,18 @@ def _direct(config: Config) -> bool:
 def _drawn(
     model: nn.Module, config: Config, seen: Seen, name: str, seed: int, on_sample: Callable[[Tensor], None] | None
 ) -> Iterator[Drawn]:
-    """One sample after another, (K, I, J, K) on the model's grid; the first answer is found once."""
+    """One sample after another, (K, I, J, K) on the model's grid; the first answer is found once.
+
+    A model that learned from mirrored images too is shown every other sample's scan mirrored: another view of it, of which
+    an answer of its own is found.
+    """
     assert isinstance(model, Posterior | LabelPosterior)
     assert isinstance(model.network, AnsweredLabels)
     sample, device = config.sample, next(model.parameters()).device
     task = build_task(config)
     assert isinstance(task, Segmentation)
     parts = in_batches(len(seen.images), sample.batch)
+    images = seen.images.float().clamp(-1, 1)  # as in training
 
     def shown(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
         with autocast(device, sample.precision):
@@ -112,15 +118,13 @@ def _drawn(
     denoise = seen.windowed(shown, sample.overlap)
     discrete = isinstance(model, LabelPosterior)
     blind = torch.tensor(0.0 if discrete else inf, device=device)
-    given, first = [], []
-    for part in parts:
-        image = seen.images[part].to(device, torch.float32)
-        nothing = image.new_zeros(len(image), model.classes, *image.shape[2:])
-        p = denoise(nothing, blind, Condition(image))
-        first.append(p.cpu())
-        given.append(Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1)))
+
+    def answered(images: Tensor) -> list[Condition]:
+        return [_answered(denoise, images[part].to(device), blind, model.classes) for part in parts]
+
+    views = [answered(images)]
     if _direct(config):
-        answer = _told(seen.unbatch(torch.cat(first)), on_sample)
+        answer = _told(seen.unbatch(torch.cat([_answer(cond).cpu() for cond in views[0]])), on_sample)
         while True:
             yield Drawn(answer, answer)
     if discrete:
@@ -128,10 +132,12 @@ def _drawn(
     else:
         sampler, levels = SAMPLERS[sample.sampler], sigma_grid(sample)
     for number in itertools.count():
+        mirrored = config.data.augment.flip and number % 2 == 1
+        if mirrored and len(views) == 1:
+            views.append(answered(images.flip(LEFT_RIGHT)))
         ends, means = [], []
-        for part, cond, answer in zip(parts, given, first, strict=True):
-            answer = answer.to(device)
-            names = [(name, number, i) for i in range(part.start, part.stop)]
+        for part, cond in zip(parts, views[mirrored], strict=True):
+            names, answer = [(name, number, i) for i in range(part.start, part.stop)], _answer(cond)
             x = task.starting(
                 model.classes,
                 seen.images.shape[2:],
@@ -143,7 +149,25 @@ def _drawn(
             way, ways = [generator(seed, "way", *key) for key in names], Ways(answer)
             ends.append(sampler(denoise, x, levels.to(device), cond, way, ways).cpu())
             means.append(ways.mean.cpu())
-        yield Drawn(_told(seen.unbatch(torch.cat(ends)), on_sample), _normal(seen.unbatch(torch.cat(means))))
+        end, mean = (seen.unbatch(_turned(torch.cat(maps), mirrored)) for maps in (ends, means))
+        yield Drawn(_told(end, on_sample), _normal(mean))
+
+
+def _answered(denoise: Denoiser, image: Tensor, blind: Tensor, classes: int) -> Condition:
+    """The image with the log of the first answer to it, (B, 1 + K, *size): what the second network is given."""
+    nothing = image.new_zeros(len(image), classes, *image.shape[2:])
+    p = denoise(nothing, blind, Condition(image))
+    return Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1))
+
+
+def _answer(cond: Condition) -> Tensor:
+    """The first answer in a condition of `_answered`."""
+    assert cond.image is not None
+    return cond.image[:, 1:].exp()
+
+
+def _turned(maps: Tensor, mirrored: bool) -> Tensor:
+    return maps.flip(LEFT_RIGHT) if mirrored else maps
 
 
 def _normal(posterior: Tensor) -> Tensor:
