@@ -12,37 +12,12 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
+from meddiff.condition_config import ConditionConfig
+from meddiff.degradation_config import DEGRADATION_KINDS, Degradation, LogRange
 from meddiff.errors import ConfigError
+from meddiff.intensity_config import Intensity, Percentile
+from meddiff.intensity_config import Window as Window
 from meddiff.settings import Settings
-
-
-class Window(Settings):
-    """Fixed limits in the image's own unit, for instance HU: `low` becomes -1 and `high` becomes 1."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Window":
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high; found low {self.low:g}, high {self.high:g}")
-        return self
-
-
-class Percentile(Settings):
-    """Limits from each volume's own percentiles, for images without a unit such as MR."""
-
-    kind: Literal["percentile"] = "percentile"
-    low: float = Field(0.0, ge=0, lt=100)
-    high: float = Field(99.5, gt=0, le=100)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Percentile":
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high; found low {self.low:g}, high {self.high:g}")
-        return self
 
 
 class Augment(Settings):
@@ -62,10 +37,11 @@ class DataConfig(Settings):
     labels: tuple[str, ...] | None = (
         None  # names to learn, the rest being background; all of the manifest's unless given
     )
+    paired: bool = False  # synthesis: the label map is drawn together with the image
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...]  # per axis; two for slices keep the distance between slices
     size: tuple[Annotated[int, Field(ge=1)], ...]  # voxels the network is trained on, per axis
     axis: Literal["sagittal", "coronal", "axial"] = "axial"  # what a 2D slice is perpendicular to, in patient axes
-    intensity: Window | Percentile = Field(Percentile(), discriminator="kind")
+    intensity: Intensity = Percentile()
     min_foreground: float = Field(
         0.05, ge=0, lt=1
     )  # slices with a smaller share of voxels above background are left out
@@ -74,6 +50,7 @@ class DataConfig(Settings):
     degradation: Degradation | None = None  # restoration: what makes the degraded image of a clean one
     cache: Path | None = None  # preprocessed volumes; the user's cache folder unless given
     workers: int = Field(0, ge=0)  # loader processes
+    unreadable_limit: float = Field(0.01, ge=0, le=1)  # share of the cases that may turn out unreadable in a run
 
 
 class NetworkConfig(Settings):
@@ -167,11 +144,22 @@ class TrainConfig(Settings):
     checkpoint_every: int = Field(500, ge=1)  # steps
     validate_every: int = Field(500, ge=1)  # steps
     preview_every: int = Field(500, ge=1)  # steps
+    keep_checkpoints: int = Field(2, ge=2)  # the newest ones; the best stays besides
+    nonfinite_limit: int = Field(20, ge=1)  # steps in a row without a finite loss and gradient, after which a run ends
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process holds the whole model, or a share of it
+    compile: bool = False  # by torch.compile; needs a C++ compiler on a CPU
+    channels_last: bool = False  # memory layout of the convolutions
+    ema_device: Literal["cpu"] | None = None  # where the moving average lives; beside the model unless given
 
     @model_validator(mode="after")
     def _accumulates(self) -> "TrainConfig":
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
+        if self.parallel == "fsdp" and (self.precision == "fp16" or self.channels_last or self.ema_device):
+            raise ValueError(
+                "parallel: fsdp goes with precision fp32 or bf16, without channels_last and ema_device; it shares out the "
+                "moving average too"
+            )
         return self
 
 
@@ -184,6 +172,7 @@ class SampleConfig(Settings):
     grid: Literal["karras", "ddpm_linear", "cosine", "flow"] = "karras"
     sigma_min: float = Field(0.01, gt=0)
     sigma_max: float = Field(80.0, gt=0)
+    guidance: float = Field(1.0, ge=0)  # synthesis: above 1 exaggerates the condition, for twice the evaluations
     batch: int = Field(16, ge=1)  # samples side by side; does not change them
     precision: Literal["fp32", "bf16"] = (
         "fp32"  # of the network; in bf16 a sample depends on its batch in the third digit
@@ -199,6 +188,8 @@ class EvaluateConfig(Settings):
     n: int = Field(256, ge=2)  # samples, and at most that many real images
     projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.2)  # noise of restoration, shares of the range
+    draws: int = Field(16, ge=2)  # noise levels of diagnosis, each one evaluation a class
+    draw_sigmas: LogRange = (0.1, 10.0)  # between which they lie, evenly in their logarithm
 
 
 class Config(Settings):
@@ -206,6 +197,7 @@ class Config(Settings):
 
     task: Literal["synthesis", "segmentation", "restoration"]
     data: DataConfig
+    condition: ConditionConfig = ConditionConfig()
     network: NetworkConfig
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig
@@ -235,8 +227,7 @@ class Config(Settings):
                 "restoration needs data.degradation, and no other task has one; "
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
-        if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian"):
-            raise ValueError("train.reference is for synthesis with Gaussian noise; set it to 0")
+        self._check_condition()
         least = 3 if self.task == "synthesis" else 1
         if self.sample.steps < least or self.sample.steps == 2:
             raise ValueError(
@@ -245,6 +236,27 @@ class Config(Settings):
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
+
+    def _check_condition(self) -> None:
+        given, paired = self.condition, self.data.paired
+        if self.task != "synthesis" and (given.any or paired):
+            raise ValueError(f"condition and data.paired are for synthesis; task is {self.task}. Remove them")
+        if given.mask and (paired or given.of_label):
+            raise ValueError(
+                "condition.mask gives the label map: it cannot be drawn too (data.paired), nor be a class "
+                "(condition.classes.label). Remove one of them"
+            )
+        if given.of_label and self.data.labels and given.of_label not in self.data.labels:
+            raise ValueError(f"condition.classes.label = {given.of_label} is none of data.labels; add it there")
+        if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian" or given.more):
+            raise ValueError(
+                "train.reference is for synthesis with Gaussian noise, unconditional or by class; set it to 0"
+            )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every case must have a label map."""
+        return self.task == "segmentation" or self.data.paired or self.condition.mask or bool(self.condition.of_label)
 
     def dump(self) -> str:
         """The config as YAML, every default written out."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, show, tell
+from meddiff.cli.diagnosis import diagnose_run
 from meddiff.cli.over import made
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ def command(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many cases.")] = None,
+    diagnosis: Annotated[
+        bool,
+        typer.Option("--diagnosis", help="Synthesis by class: as a classifier; writes every case's probabilities."),
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a run on held-out data.
@@ -37,7 +42,8 @@ def command(
     Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
     comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
     beside non-local means and wavelets. Cases with their mean and 95 % interval go to metrics.json and cases.csv, every
-    method to methods.csv, and the worst, median and best case to cases.png.
+    method to methods.csv, and the worst, median and best case to cases.png. Diagnosis: AUROC and calibration to
+    diagnosis.json, and the probabilities of every case to probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
@@ -45,8 +51,11 @@ def command(
     from meddiff.engines.run import Run
 
     opened = Run.open(run)
-    others = [Run.open(one) for one in baseline or ()]
     made(output)
+    if diagnosis:
+        diagnose_run(opened, output, split, seed, device, limit, quiet)
+        return
+    others = [Run.open(one) for one in baseline or ()]
     work = {"synthesis": _synthesis, "segmentation": _segmentation, "restoration": _restoration}
     work[opened.config().task](opened, others, output, split, seed, device, limit, quiet)
 

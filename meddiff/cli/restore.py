@@ -48,6 +48,7 @@ def command(
     begin(quiet)
     from meddiff.data.inputs import find_scans
     from meddiff.engines.outputs import write_restored
+    from meddiff.engines.processes import join
     from meddiff.engines.restore import restore
     from meddiff.engines.run import Run
     from meddiff.engines.trainer import choose_device
@@ -58,6 +59,7 @@ def command(
         level = None if sigma == "auto" else float(sigma)
     except ValueError:
         raise ConfigError(f"--sigma {sigma!r}: give auto, or the noise level as a number in the scan's unit.") from None
+    join(device)
     opened = Run.open(run)
     own = opened.config()
     task = "synthesis" if own.task == "synthesis" else "restoration"

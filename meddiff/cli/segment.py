@@ -45,6 +45,7 @@ def command(
     begin(quiet)
     from meddiff.data.inputs import find_scans
     from meddiff.engines.outputs import check_format, write_segmented
+    from meddiff.engines.processes import join
     from meddiff.engines.run import Run
     from meddiff.engines.segment import segment
     from meddiff.engines.trainer import choose_device
@@ -53,6 +54,7 @@ def command(
 
     if tolerance is not None and not tolerance > 0:
         raise ConfigError(f"--tolerance {tolerance:g}: must be above 0, for instance 0.05 for 5 % of every volume.")
+    join(device)
     opened = Run.open(run)
     config = with_options(opened.config(), run, "segmentation", samples=samples, steps=steps)
     model, card = opened.load_model(choose_device(device))

@@ -33,14 +33,19 @@ def command(
 ) -> None:
     """Train a model. The run folder holds everything: config, manifest, weights, checkpoints, log, pictures.
 
+    SIGTERM and SIGUSR1 save a checkpoint at the end of the step; exit code 143 then, and --resume goes on. Several GPUs or
+    processes: `torchrun --nproc-per-node 4 -m meddiff train ...`, the same config and the same model.
+
     Example: `meddiff train configs/synthesis_2d_ct.yaml -o runs/ct --set train.steps=2000`
     """
     begin(quiet)
     from meddiff.config import load_config
     from meddiff.engines.fit import fit
+    from meddiff.engines.processes import join
     from meddiff.report.previews import previews
 
     settings = load_config(config, set_ or ())
+    join(settings.train.device)
     with progress(quiet) as bar:
         preparing = bar.add_task("Preprocessing", total=None, note="")
         run = fit(

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from meddiff.data.files import absolute, digest_file, digest_files, portable, write_lines
 from meddiff.data.medmnist import read_row
 from meddiff.errors import GeometryError, ManifestError
+from meddiff.imaging.body_parts import Face
 from meddiff.imaging.dicom import read_series
 from meddiff.imaging.dicom_label import read_label
 from meddiff.imaging.geometry import Geometry
@@ -73,6 +74,8 @@ class Case(Record):
     unit: str
     layout: str
     repairs: tuple[str, ...] = ()  # that reading the DICOM series makes: fill-gaps, resample-tilt
+    regions: tuple[str, ...] = ()  # of the DICOM label map that are its labels 1, 2, ...; empty: all of them
+    face: Face | None = None  # of a head, or of what may be one; None where the file does not say
 
     @model_validator(mode="after")
     def _has_image_and_grid(self) -> "Case":
@@ -220,7 +223,7 @@ def load_label(manifest: Manifest, case: Case) -> Volume:
     (path,) = manifest.resolve(case.label)
     _must_exist(case, path)
     if case.image[0].files is not None:
-        volume, _ = read_label(path, case.geometry)
+        volume, _ = read_label(path, case.geometry, case.regions)
     else:
         volume = read_nifti(path, label=True, modality="SEG")
     _must_fit(case, volume, path)
@@ -258,11 +261,15 @@ def _line(case: Case) -> str:
 
 
 def _unplaced(case: Case) -> dict:
-    """The record without paths; what a case has not, repairs or one of several volumes, is left out as it was before."""
+    """The record without paths and what follows from the files.
+
+    What a case has not (repairs, regions, one of several volumes) is left out, as before it could be there.
+    """
     where = {"path", "files"}
-    record = case.model_dump(mode="json", exclude={"image": {"__all__": where}, "label": where})
+    record = case.model_dump(mode="json", exclude={"image": {"__all__": where}, "label": where, "face": True})
     for part, key in (
         (record, "repairs"),
+        (record, "regions"),
         *((source, "volume") for source in (*record["image"], record["label"] or {})),
     ):
         if part.get(key) in (None, []):

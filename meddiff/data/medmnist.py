@@ -8,6 +8,7 @@ import numpy as np
 
 from meddiff.errors import ImageError
 from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.nifti import MAX_RATIO, SMALL_BYTES
 from meddiff.imaging.volume import Volume
 
 BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -69,12 +70,29 @@ def open_array(path: Path, key: str) -> np.ndarray:
 @lru_cache(maxsize=6)  # images and labels of three splits: an array is decoded once, not once a row
 def _open(path: Path, key: str, changed_ns: int) -> np.ndarray:
     try:
+        with zipfile.ZipFile(path) as file:
+            _check_size(path, file, f"{key}.npy")
         with np.load(path, allow_pickle=False) as file:
             array = file[key]
     except BROKEN as error:
         raise ImageError(f"{path}: array {key!r} cannot be read ({error}). Fetch the data set again.") from error
     array.setflags(write=False)
     return array
+
+
+def _check_size(path: Path, file: zipfile.ZipFile, name: str) -> None:
+    """That the array is no larger than its entry, and the entry no implausible multiple of its bytes in the file."""
+    shape, dtype = _header(file, name)
+    entry, promised = file.getinfo(name), int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if promised > entry.file_size:
+        raise ImageError(
+            f"{path}: {name} promises {promised} bytes and holds {entry.file_size}. Fetch the data set again."
+        )
+    if promised > max(SMALL_BYTES, MAX_RATIO * entry.compress_size):
+        raise ImageError(
+            f"{path}: {entry.compress_size} bytes of {name} promise {promised}, more than {MAX_RATIO} for one. If it is real, "
+            "store it uncompressed."
+        )
 
 
 def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
 from meddiff.data.transforms import AXES, intensity_record, placing, preprocessing, to_meta
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, MeddiffError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
@@ -69,31 +69,54 @@ class Store:
     ) -> list[Entry]:
         """The entries of `cases`, made where they are missing.
 
-        ManifestError where a source is not the one that was scanned: it is hashed whenever its size or time changed.
+        CaseError where a source cannot be read, or is not the one that was scanned: it is hashed whenever its size or time
+        changed.
         """
         entries = []
         for case in cases:
-            record = self.folder / f"{self.key(case)}.json"
-            entry = Entry.model_validate_json(record.read_text()) if record.exists() else None
-            if entry is None or entry.stamp != self._stamp(manifest, case):
-                manifest.verify(case)
-                entry = self._make(manifest, case)
-            entries.append(entry)
+            try:
+                entries.append(self._entry(manifest, case))
+            except (ImageError, GeometryError, ManifestError) as e:
+                raise CaseError(_named(case, e), case.case) from e
             if on_case:
                 on_case(case)
         return entries
+
+    def _entry(self, manifest: Manifest, case: Case) -> Entry:
+        try:
+            entry = Entry.model_validate_json((self.folder / f"{self.key(case)}.json").read_text(encoding="utf-8"))
+            self.array(case)
+            if self.labels:
+                self.label(case)
+        except (FileNotFoundError, ValueError, CaseError):  # not there, or damaged: it is made again
+            entry = None
+        if entry is None or entry.stamp != self._stamp(manifest, case):
+            manifest.verify(case)
+            entry = self._make(manifest, case)
+        return entry
 
     def _stamp(self, manifest: Manifest, case: Case) -> tuple[tuple[int, int], ...]:
         paths = manifest.resolve(case.source(self.data.modality))
         return tuple((s.st_size, s.st_mtime_ns) for s in (p.stat() for p in paths if p.exists()))
 
     def array(self, case: Case) -> np.ndarray:
-        """The volume (I, J, K), float16, memory-mapped: only what is indexed is read."""
-        return np.load(self.folder / f"{self.key(case)}.npy", mmap_mode="r", allow_pickle=False)
+        """The volume (I, J, K), float16, memory-mapped: only what is indexed is read. CaseError where it cannot be."""
+        return self._read(case, ".npy")
 
     def label(self, case: Case) -> np.ndarray:
-        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background."""
-        return np.load(self.folder / f"{self.key(case)}.label.npy", mmap_mode="r", allow_pickle=False)
+        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background. CaseError where it cannot be read."""
+        return self._read(case, ".label.npy")
+
+    def _read(self, case: Case, suffix: str) -> np.ndarray:
+        path = self.folder / f"{self.key(case)}{suffix}"
+        try:
+            return np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as e:
+            raise CaseError(
+                f"{case.case}: its preprocessed volume {path} cannot be read ({e}). Remove it and {self.key(case)}.json "
+                "beside it; it is then made again.",
+                case.case,
+            ) from e
 
     def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
         volume = numbered(load_label(manifest, case), case, self.labels)
@@ -135,7 +158,7 @@ def label_names(manifest: Manifest, data: DataConfig) -> tuple[str, ...]:
     for case in cases:
         if case.label is None:
             raise ManifestError(
-                f"{case.case}: has no label map, which segmentation learns from. Remove the case, or scan its labels too."
+                f"{case.case}: has no label map, which this task learns from. Remove the case, or scan its labels too."
             )
     known = cases[0].labels
     names = data.labels or tuple(sorted((n for n in known if known[n] != 0), key=known.__getitem__))
@@ -164,6 +187,11 @@ def numbered(volume: Volume, case: Case, names: Sequence[str]) -> Volume:
     for i, name in enumerate(names, 1):
         array[volume.array == case.labels[name]] = i
     return Volume(array, volume.geometry, volume.modality, volume.unit)
+
+
+def _named(case: Case, error: MeddiffError) -> str:
+    """The message of an error with the case it is about."""
+    return str(error) if str(error).startswith(case.case) else f"{case.case}: {error}"
 
 
 def default_cache() -> Path:

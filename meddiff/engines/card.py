@@ -1,7 +1,7 @@
 """The card of a trained model, `model.json`: all that is needed to rebuild it and to give its samples units and a place."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from meddiff.config import Config, NetworkConfig
+from meddiff.data.conditions import Known
 from meddiff.diffusion.answered import LEFT, AnsweredLabels, Restored
 from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
@@ -17,7 +18,7 @@ from meddiff.errors import RunError
 from meddiff.networks.unet import UNet
 from meddiff.tasks.restoration import Restoration
 from meddiff.tasks.segmentation import Segmentation
-from meddiff.tasks.synthesis import Synthesis
+from meddiff.tasks.synthesis import Synthesis, channels
 from meddiff.tasks.task import Space, Task
 
 # What multiplies c_noise so that its embedding resolves noise levels; the sinusoids were made for 1000 timesteps.
@@ -32,13 +33,20 @@ class Card(BaseModel):
     format: int = 1
     sigma_data: float  # model units
     space: Space
-    labels: dict[str, int] = {}  # segmentation: name -> number, in the order of the channels after background
+    labels: dict[str, int] = {}  # name -> number, in the order of the channels after background
+    classes: tuple[str, ...] = ()  # of synthesis: what may be asked for, in the order of their numbers
+    covariates: dict[str, tuple[float, float]] = {}  # of synthesis: name -> mean, standard deviation
     manifest: str  # digest of the cases it was trained from
     train_cases: int
     train_items: int  # slices, or volumes that patches are taken from
     step: int = 0  # of the weights beside the card
     weights: str = ""  # SHA-256 of weights.safetensors
     versions: dict[str, str] = {}
+
+    @property
+    def known(self) -> Known:
+        """What the model can be asked for."""
+        return Known(self.labels, self.classes, self.covariates)
 
     @classmethod
     def read(cls, path: Path) -> "Card":
@@ -56,19 +64,19 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("meddiff", "torch", "monai", "pytorch-ignite", "numpy")}
 
 
-def build_task(config: Config, reference: Tensor | None = None) -> Task:
-    """The task of a config; `reference` are the images of `train.reference`."""
+def build_task(config: Config, known: Known | None = None, reference: Mapping[str, Tensor] | None = None) -> Task:
+    """The task of a config; synthesis needs what is `known` of labels and conditions. `reference`: of `train.reference`."""
     if config.task == "synthesis":
-        return Synthesis(config.diffusion.noise, reference)
+        return Synthesis(config, known, reference)
     if config.task == "segmentation":
         return Segmentation(config.diffusion)
     return Restoration(config.data)
 
 
-def build_model(config: Config, sigma_data: float, labels: Sequence[str]) -> nn.Module:
+def build_model(config: Config, sigma_data: float, labels: Sequence[str], classes: Sequence[str] = ()) -> nn.Module:
     """The untrained model of a config: what `engines` train and sample."""
     if config.task == "synthesis":
-        return Preconditioned(_unet(config, 1, 1), config.diffusion.parameterization, sigma_data)
+        return Preconditioned(_synthesizer(config, labels, classes), config.diffusion.parameterization, sigma_data)
     if config.task == "segmentation":
         return _segmenter(config, len(labels) + 1)
     return _restorer(config, sigma_data)
@@ -87,6 +95,12 @@ def _half(network: NetworkConfig) -> tuple[int, ...]:
     attends = network.attention or (False,) * len(network.channels)
     units = [math.lcm(network.norm_groups, network.head_channels if wanted else 1) for wanted in attends]
     return tuple(max(unit, n // 2 // unit * unit) for n, unit in zip(network.channels, units, strict=True))
+
+
+def _synthesizer(config: Config, labels: Sequence[str], classes: Sequence[str]) -> UNet:
+    own, given = channels(config, labels)
+    told = len(config.condition.covariates)
+    return _unet(config, own, own, cond_channels=given, classes=len(classes), covariates=told)
 
 
 def _segmenter(config: Config, classes: int) -> nn.Module:

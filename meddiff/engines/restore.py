@@ -19,7 +19,7 @@ from meddiff.engines.card import Card
 from meddiff.engines.predict import sigma_grid
 from meddiff.engines.trainer import autocast
 from meddiff.engines.volumes import Seen, in_batches
-from meddiff.errors import ConfigError, ImageError
+from meddiff.errors import ConfigError, ImageError, RunError
 from meddiff.imaging.noise_level import white_noise_sigma
 from meddiff.imaging.volume import Volume
 from meddiff.seeds import generator
@@ -154,6 +154,10 @@ def _zero_shot(
 ) -> tuple[Tensor, list[Tensor]]:
     """Mean and samples of an unconditional model: D(y, level), and draws from p(x0 | y)."""
     assert isinstance(model, Preconditioned)
+    if config.data.paired or config.condition.mask or config.condition.image:
+        raise RunError(
+            "A run of synthesis restores if it draws images from nothing; this one has label maps or images beside."
+        )
     sample, device = config.sample, y.device
 
     def shown(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:

@@ -37,6 +37,8 @@ KEYWORDS = (
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated",
     "BitsStored", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
     "RescaleSlope", "RescaleType", "CorrectedImage", "FrameReferenceTime", "Units", "DecayCorrection", "SUVType",
+    "BodyPartExamined", "DeidentificationMethod", "AttenuationCorrected", "DecayCorrected", "DecayCorrectionDateTime",
+    "DoseUnits", "DoseType", "DoseSummationType", "GridFrameOffsetVector", "DoseGridScaling",
 )  # fmt: skip
 SEQUENCES = (  # what makes a file one for pydicom where it is needed
     "RadiopharmaceuticalInformationSequence", "ReferencedSeriesSequence",

@@ -9,6 +9,7 @@ import os
 import warnings
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 
 from meddiff.errors import GeometryError, NiftiError
+from meddiff.imaging.body_parts import FACE_REMOVED, Face
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
@@ -62,11 +64,21 @@ def read_nifti(path: str | Path, *, label: bool = False, modality: str = "OT") -
     return Volume(array, geometry, modality, unit)
 
 
-def nifti_geometry(path: str | Path) -> tuple[Geometry, np.dtype]:
-    """Grid and stored data type from the header alone; NiftiError as in `read_nifti`."""
+@dataclass(frozen=True)
+class NiftiFacts:
+    """What a header says of its volume."""
+
+    geometry: Geometry
+    stored: np.dtype
+    face: Face | None  # "removed" where `deidentify --strip-face` did; NIfTI does not say else
+
+
+def nifti_facts(path: str | Path) -> NiftiFacts:
+    """Grid, stored data type and face from the header alone; NiftiError as in `read_nifti`."""
     path = Path(path)
     image = _parse(path, _content(path, only_header=True))
-    return _geometry(path, image), image.get_data_dtype()
+    said = bytes(image.header["descrip"].item()).rstrip(b"\0").decode("latin-1")
+    return NiftiFacts(_geometry(path, image), image.get_data_dtype(), "removed" if said == FACE_REMOVED else None)
 
 
 def write_nifti(path: str | Path, volume: Volume) -> None:
@@ -129,7 +141,7 @@ def nifti_without_text(path: str | Path, blank: Callable[[Path], np.ndarray] | N
     """The inflated bytes of a single-file NIfTI with a header of numbers only, and the same voxel bytes.
 
     `descrip`, `aux_file`, `db_name`, `intent_name`, extensions and what follows the voxels are gone. Where `blank` marks
-    voxels of a scan of three axes, they get its lowest stored value. NiftiError as in `read_nifti`.
+    voxels of a scan of three axes, they get its lowest stored value, and `descrip` says so. NiftiError as in `read_nifti`.
     """
     path = Path(path)
     raw = _content(path)
@@ -144,6 +156,7 @@ def nifti_without_text(path: str | Path, blank: Callable[[Path], np.ndarray] | N
     if blank is not None:
         stored = np.frombuffer(voxels, old.get_data_dtype()).copy()
         stored[blank(path).ravel(order="F")] = stored.min()
+        new["descrip"] = FACE_REMOVED
         voxels = stored.tobytes()
     return bytes(new.binaryblock) + bytes(4) + voxels
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from meddiff.config import DataConfig, Window
+from meddiff.config import DataConfig
 from meddiff.data.transforms import AXES, spacing_by_axis
 from meddiff.degradation_config import LowDoseCT, Mask
 from meddiff.diffusion.answered import Restored
@@ -14,6 +14,7 @@ from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.losses import denoising_loss
 from meddiff.diffusion.noise import draw
 from meddiff.errors import ConfigError
+from meddiff.intensity_config import Window
 from meddiff.seeds import generator
 from meddiff.tasks import degradations
 from meddiff.tasks.degradations import Measured, Parameters, Units
