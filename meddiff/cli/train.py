@@ -12,7 +12,12 @@ from meddiff.cli.console import Quiet, begin, progress, tell
 if TYPE_CHECKING:
     from meddiff.engines.fit import Session
 
-NEXT = {"synthesis": "sample {} -n 16", "segmentation": "segment {} SCANS", "restoration": "restore {} SCANS"}
+NEXT = {
+    "synthesis": "sample {} -n 16",
+    "segmentation": "segment {} SCANS",
+    "restoration": "restore {} SCANS",
+    "autoencoder": "evaluate {}",
+}  # by task
 
 
 def command(

@@ -22,15 +22,20 @@ from meddiff.imaging.nifti import write_nifti, write_nifti_channels
 from meddiff.imaging.volume import Volume
 
 
+def check_format(scan: Scan, format: str) -> None:
+    """DicomError where DICOM SEG alone is asked for and the scan is no DICOM series."""
+    if format == "seg" and not scan.series:
+        raise DicomError("DICOM SEG refers to DICOM images, and this scan is NIfTI. Use --format nifti.")
+
+
 def write_segmented(
     folder: Path, scan: Scan, result: Segmented, volume: Volume, card: Card, config: Config, seed: int, format: str
 ) -> None:
     """CASE_label, CASE_probability and CASE_entropy as NIfTI, CASE_seg.dcm, CASE.json, in `format` nifti, seg or both.
 
-    DicomError where seg is asked for and the scan is no DICOM series; RunError where the folder cannot be written.
+    DicomError as in `check_format`; RunError where the folder cannot be written.
     """
-    if format == "seg" and not scan.series:
-        raise DicomError("DICOM SEG refers to DICOM images, and this scan is NIfTI. Use --format nifti.")
+    check_format(scan, format)
     stem = _stem(folder, scan)
     files = []
     if format != "seg":
