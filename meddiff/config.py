@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from meddiff.audit_config import AuditConfig
 from meddiff.baseline_config import BASELINE_KINDS, Baseline, refuse_size, refuse_unused
 from meddiff.condition_config import ConditionConfig
 from meddiff.degradation_config import DEGRADATION_KINDS, Degradation, LogRange
@@ -153,6 +154,8 @@ class TrainConfig(Settings):
     steps: int = Field(ge=1)  # optimiser steps, the whole length of the run
     batch: int = Field(16, ge=1)  # images per optimiser step, over all accumulation
     accumulate: int = Field(1, ge=1)  # forward and backward passes per optimiser step; divides batch
+    sampling_share: float = Field(1.0, gt=0, le=1)  # restoration: of each batch, what the second network learns from
+    sampling_steps: float = Field(1.0, gt=0, le=1)  # restoration: of all steps, those in which it learns
     lr: float = Field(3e-4, gt=0)
     reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
     warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
@@ -228,6 +231,7 @@ class Config(Settings):
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -253,6 +257,8 @@ class Config(Settings):
                 "restoration needs data.degradation, and no other task has one; "
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
+        if min(self.train.sampling_share, self.train.sampling_steps) < 1 and self.task != "restoration":
+            raise ValueError("train.sampling_share and train.sampling_steps are for restoration; leave them at 1")
         self._check_baseline()
         self._check_condition()
         self._check_latent()

@@ -12,6 +12,7 @@ ALLOWED = {  # what a package may import of ours
     "errors": set(),
     "seeds": set(),
     "settings": set(),
+    "audit_config": {"settings"},
     "baseline_config": {"settings"},
     "degradation_config": {"settings"},
     "intensity_config": {"settings"},
@@ -19,6 +20,7 @@ ALLOWED = {  # what a package may import of ours
     "config": {
         "errors",
         "settings",
+        "audit_config",
         "baseline_config",
         "degradation_config",
         "intensity_config",
@@ -43,10 +45,12 @@ ALLOWED = {  # what a package may import of ours
         "networks",
         "tasks",
         "metrics",
-    }
+        "baselines",
+    },
+    "privacy": BASE | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
+    "report": BASE
+    | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"}
     | {"baselines"},
-    "privacy": BASE | {"config", "imaging", "data"},
-    "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
     "cli": BASE
     | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }

@@ -1,5 +1,6 @@
 """A command over many scans: what fails is said and the others go on."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,21 @@ def with_options(config: "Config", run: Path, task: str, **given: Any) -> "Confi
     tree = config.model_dump(mode="json")
     tree["sample"] |= {name: value for name, value in given.items() if value is not None}
     return parse_config(tree, f"{run} with the options given")
+
+
+def made(folder: Path) -> Path:
+    """The folder for results, there before the work begins; RunError where it cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"{folder}: cannot be made ({error.strerror}). Choose a folder that you may write with -o."
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise RunError(
+            f"{folder}: cannot be written, its rights forbid it. Choose a folder that you may write with -o."
+        )
+    return folder
 
 
 def each(scans: Sequence["Scan"], work: Callable[["Scan"], None], bar: Progress, title: str) -> int:

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -206,6 +207,13 @@ def training_loader(
         persistent_workers=images.data.workers > 0,
         worker_init_fn=_outlive if images.data.workers else None,
     )
+
+
+def close(loader: DataLoader) -> None:
+    """End the loader processes now, also where an error still holds on to them: torch would raise it again later."""
+    if loader._iterator is not None:  # kept by a loader with processes only
+        with suppress(RuntimeError):  # that one of them was killed, which the run has said
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def evenly(images: Items, most: int) -> list[int]:

@@ -142,9 +142,12 @@ class Manifest:
 
     def write(self, path: str | Path) -> None:
         """Write atomically; files below the new folder or beside it are named relative to it, others absolutely."""
+        write_lines(path, self.lines(absolute(Path(path)).parent))
+
+    def lines(self, folder: Path) -> list[str]:
+        """What `write` writes into a manifest of that folder."""
         self.check()
-        folder = absolute(Path(path)).parent
-        write_lines(path, (_line(self._moved(case, folder)) for case in self.cases))
+        return [_line(self._moved(case, folder)) for case in self.cases]
 
     def save_copy(self, path: str | Path) -> None:
         """The copy that a run folder keeps: every path absolute, so that the folder can be moved."""

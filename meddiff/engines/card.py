@@ -62,6 +62,7 @@ class Card(BaseModel):
     step: int = 0  # of the weights beside the card
     weights: str = ""  # SHA-256 of weights.safetensors
     versions: dict[str, str] = {}
+    limits: str = ""  # digest of the audit's settings when the model was trained; "" before they were recorded
 
     @model_validator(mode="after")
     def _means_something(self) -> "Card":
@@ -106,7 +107,7 @@ def build_task(config: Config, known: Known | None = None, reference: Mapping[st
         return Segmentation(config.diffusion)
     if config.task == "autoencoder":
         return Autoencoding(config.autoencoder)
-    return Restoration(config.data)
+    return Restoration(config.data, config.train.sampling_share, config.train.sampling_steps)
 
 
 def build_model(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from meddiff.config import Config
 from meddiff.data.conditions import images_of, learn
 from meddiff.data.latents import LatentImages
-from meddiff.data.loader import Images, augmented, fixed, training_loader
+from meddiff.data.loader import Images, augmented, close, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry
 from meddiff.data.transforms import AXES
@@ -108,8 +108,9 @@ def _fit(
     device = choose_device(train.device)
     manifest = Manifest.read(config.data.manifest)
     codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
-    identity = {"config": _digest(config, "" if codec is None else codec.card.weights), "manifest": manifest.digest}
-    start, state = _resumed(run, identity, force) if resume else (0, None)
+    autoencoder = "" if codec is None else codec.card.weights
+    identity = {"config": _digest(config, autoencoder), "manifest": manifest.digest}
+    start, state = _resumed(run, identity, autoencoder, force) if resume else (0, None)
 
     quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
     with first_alone():
@@ -147,6 +148,7 @@ def _fit(
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        limits=config.audit.digest,
     )
     if first():
         if not resume:
@@ -173,31 +175,35 @@ def _fit(
     every = Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps))
     engine.add_event_handler(every, keeper.save)
     if start < train.steps:
+        loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
         try:
-            engine.run(training_loader(images, train.batch, start, train.steps, train.seed, part))
-        except RuntimeError as e:
+            engine.run(loader)
+        except (RuntimeError, ConnectionError, EOFError) as e:
             raise _explained(e, keeper.saved) from e
+        finally:
+            close(loader)
     return run
 
 
-def _resumed(run: Run, identity: dict[str, str], force: bool) -> tuple[int, dict[str, Any] | None]:
+def _resumed(run: Run, identity: dict[str, str], autoencoder: str, force: bool) -> tuple[int, dict[str, Any] | None]:
     """Step and state to go on from; step 0 without a state where the run was stopped before its first checkpoint."""
     if any(run.checkpoints.glob("step_*.pt")):
         return load_checkpoint(run.checkpoints, identity, force=force)
     if not force:
-        own = {"config": _digest(run.config()), "manifest": run.manifest().digest}
+        own = {"config": _digest(run.config(), autoencoder), "manifest": run.manifest().digest}
         refuse_other(str(run.config_path), own, identity)
     log.warning("%s: was stopped before its first checkpoint; it starts again.", run.folder)
     return 0, None
 
 
-def _explained(error: RuntimeError, saved: int) -> RuntimeError | RunError:
+def _explained(error: Exception, saved: int) -> Exception:
     """What the user can do about an error that torch raises when another process is gone; others as they are."""
     text = str(error)
     go_on = f"The checkpoint of step {saved} is whole; go on from it with --resume." if saved else "Start again."
-    if "DataLoader worker" in text:
+    if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):
+        what = text.splitlines()[0] if text else type(error).__name__
         return RunError(
-            f"A loader process ended ({text.splitlines()[0]}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
+            f"A loader process ended ({what}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
         )
     if isinstance(error, torch.distributed.DistError) or "gloo" in text:
         return RunError(f"Another process of this run ended; its own message says why. {go_on}")
