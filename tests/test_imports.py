@@ -49,7 +49,8 @@ ALLOWED = {  # what a package may import of ours
     },
     "privacy": BASE | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
     "report": BASE
-    | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"},
+    | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"}
+    | {"baselines"},
     "cli": BASE
     | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }

@@ -102,6 +102,10 @@ class GAN(nn.Module):
         device = next(self.parameters()).device
         return self.painter(draw("gaussian", (self.latent,), generators).to(device)).float().clamp(-1, 1)
 
+    def memory(self, x0: Tensor) -> dict[str, Tensor]:
+        """What gives away whom the model learned from: how unreal the critic finds each image, (B,)."""
+        return {"critic": -self.critic(x0)}
+
 
 def _slope(score: Tensor, image: Tensor) -> Tensor:
     """The squared norm of the gradient of each image's score by that image, (B,)."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import torch
 from monai.networks.nets import VarAutoEncoder
 from torch import Generator, Tensor, nn
 
@@ -9,7 +10,9 @@ from meddiff.baseline_config import VAEConfig
 from meddiff.config import NetworkConfig
 from meddiff.diffusion.noise import draw
 from meddiff.networks.blocks import convolution, depth_to_space, space_to_depth
+from meddiff.seeds import generator
 
+NOISES = 4  # that the loss of one image is averaged over
 LEAST_ERROR = 1e-6  # mean square, model units: below it a reconstruction is called perfect
 
 
@@ -50,6 +53,11 @@ class VAE(nn.Module):
         """One image for each generator, (B, 1, *size)."""
         device = next(self.parameters()).device
         return self._decode(draw("gaussian", (self.latent,), generators).to(device)).clamp(-1, 1)
+
+    def memory(self, x0: Tensor) -> dict[str, Tensor]:
+        """What gives away whom the model learned from: the loss of each image, (B,), with the same noise for all of them."""
+        shared = [[generator(i, "membership") for _ in x0] for i in range(NOISES)]
+        return {"bound": torch.stack([self.losses(x0, noise) for noise in shared]).mean(0)}
 
     def _decode(self, z: Tensor) -> Tensor:
         h = self.network.decode_forward(z, use_sigmoid=False)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meddiff.baselines.gan import GAN
+from meddiff.baselines.vae import VAE
 from meddiff.config import Config
 from meddiff.data.transforms import AXES
 from meddiff.diffusion.compose import Latent
@@ -16,7 +18,7 @@ from meddiff.engines.card import Card, build_task, versions
 from meddiff.engines.fit import prepare
 from meddiff.engines.run import Run
 from meddiff.errors import PrivacyError, RunError
-from meddiff.privacy.audit.membership import attack_scores
+from meddiff.privacy.audit.membership import BATCH, attack_scores
 from meddiff.privacy.audit.protocol import Build, Stage, audit
 from meddiff.privacy.audit.sets import Real, open_set, real_images, synthetic_images
 from meddiff.report.audit import write_audit
@@ -65,6 +67,9 @@ def audit_run(
     @torch.no_grad()
     def attempt(real: Real, step: Callable[[], None]) -> dict[str, Tensor]:
         x0, cond = task.x0(real.batch), task.condition(real.batch)  # who attacks knows what there is to know
+        if isinstance(model, VAE | GAN):
+            told = [model.memory(part.to(device)) for part in x0.split(BATCH)]
+            return {name: torch.cat([t[name].cpu() for t in told]) for name in told[0]}
         if isinstance(model, Latent):
             x0 = torch.cat([model.encode(part.to(device))[0].cpu() for part in x0.split(1)])
         return attack_scores(model, x0, cond, card.sigma_data, config.audit.seed, device, step)

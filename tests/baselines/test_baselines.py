@@ -135,3 +135,15 @@ def test_a_gan_learns_the_only_image_there_is():
     image[..., 6:] = 0.6
     samples = trained(built("gan"), image.expand(8, -1, -1, -1), 100)
     assert (samples - image).square().mean() < 0.1  # a flat image of the right mean is at 0.36
+
+
+@pytest.mark.parametrize("kind", ["vae", "gan"])
+def test_what_was_learned_looks_more_familiar_than_what_was_not(kind):
+    image = torch.full((1, 1, *SIZE[2]), -0.6)
+    image[..., 6:] = 0.6
+    model = built(kind)
+    trained(model, image.expand(8, -1, -1, -1), 30)
+    with torch.no_grad():
+        (scores,) = model.memory(torch.cat([image, -image, image])).values()
+    assert scores[0] < scores[1]
+    torch.testing.assert_close(scores[0], scores[2])
