@@ -4,6 +4,7 @@ A config never executes code and imports nothing: it is plain YAML, read by the 
 """
 
 import difflib
+import reprlib
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,37 +13,18 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from meddiff.degradation_config import DEGRADATION_KINDS, Degradation
+from meddiff.audit_config import AuditConfig
+from meddiff.baseline_config import BASELINE_KINDS, Baseline, refuse_size, refuse_unused
+from meddiff.condition_config import ConditionConfig
+from meddiff.degradation_config import DEGRADATION_KINDS, Degradation, LogRange
 from meddiff.errors import ConfigError
+from meddiff.intensity_config import Intensity, Percentile
+from meddiff.intensity_config import Window as Window
 from meddiff.settings import Settings
 
-
-class Window(Settings):
-    """Fixed limits in the image's own unit, for instance HU: `low` becomes -1 and `high` becomes 1."""
-
-    kind: Literal["window"] = "window"
-    low: float
-    high: float
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Window":
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high; found low {self.low:g}, high {self.high:g}")
-        return self
-
-
-class Percentile(Settings):
-    """Limits from each volume's own percentiles, for images without a unit such as MR."""
-
-    kind: Literal["percentile"] = "percentile"
-    low: float = Field(0.0, ge=0, lt=100)
-    high: float = Field(99.5, gt=0, le=100)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Percentile":
-        if not self.low < self.high:
-            raise ValueError(f"low must be below high; found low {self.low:g}, high {self.high:g}")
-        return self
+LARGEST = 1 << 16  # bytes of a config
+SHORT = reprlib.Repr()  # of values in messages
+SHORT.maxstring = SHORT.maxother = 100
 
 
 class Augment(Settings):
@@ -62,10 +44,11 @@ class DataConfig(Settings):
     labels: tuple[str, ...] | None = (
         None  # names to learn, the rest being background; all of the manifest's unless given
     )
+    paired: bool = False  # synthesis: the label map is drawn together with the image
     spacing_mm: tuple[Annotated[float, Field(gt=0)], ...]  # per axis; two for slices keep the distance between slices
     size: tuple[Annotated[int, Field(ge=1)], ...]  # voxels the network is trained on, per axis
     axis: Literal["sagittal", "coronal", "axial"] = "axial"  # what a 2D slice is perpendicular to, in patient axes
-    intensity: Window | Percentile = Field(Percentile(), discriminator="kind")
+    intensity: Intensity = Percentile()
     min_foreground: float = Field(
         0.05, ge=0, lt=1
     )  # slices with a smaller share of voxels above background are left out
@@ -74,14 +57,17 @@ class DataConfig(Settings):
     degradation: Degradation | None = None  # restoration: what makes the degraded image of a clean one
     cache: Path | None = None  # preprocessed volumes; the user's cache folder unless given
     workers: int = Field(0, ge=0)  # loader processes
+    unreadable_limit: float = Field(0.01, ge=0, le=1)  # share of the cases that may turn out unreadable in a run
 
 
 class NetworkConfig(Settings):
-    """The U-Net."""
+    """The U-Net, or the two halves of an autoencoder."""
 
     spatial_dims: Literal[2, 3]
-    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)  # per level, finest first
-    blocks: int = Field(2, ge=1)  # residual blocks per level
+    channels: tuple[Annotated[int, Field(ge=1, le=1 << 14)], ...] = Field(
+        min_length=1, max_length=12
+    )  # per level, finest first
+    blocks: int = Field(2, ge=1, le=64)  # residual blocks per level
     attention: tuple[bool, ...] | None = None  # per level; none unless given
     head_channels: int = Field(32, ge=1)  # channels of one attention head
     norm_groups: int = Field(8, ge=1)
@@ -91,6 +77,11 @@ class NetworkConfig(Settings):
     sampling_channels: tuple[Annotated[int, Field(ge=1)], ...] | None = (
         None  # segmentation and restoration: per level, of the second network, which samples; half of `channels` unless given
     )
+
+    @property
+    def multiple(self) -> int:
+        """Voxels along each axis that one of the coarsest level stands for."""
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @model_validator(mode="after")
     def _divides(self) -> "NetworkConfig":
@@ -111,6 +102,13 @@ class NetworkConfig(Settings):
                 f"attention needs one value per level: channels has {len(self.channels)}, attention {len(self.attention)}"
             )
         return self
+
+
+class AutoencoderConfig(Settings):
+    """The Gaussian over latents that an image becomes."""
+
+    channels: int = Field(4, ge=1)  # of the latents
+    kl: float = Field(1e-4, ge=0)  # weight of the nats per voxel beside the mean absolute error in model units
 
 
 class LogNormal(Settings):
@@ -147,6 +145,7 @@ class DiffusionConfig(Settings):
     sigma_data: float | Literal["auto"] = "auto"  # standard deviation of the training images; "auto" measures it
     noise: Literal["gaussian", "uniform", "simplex"] = "gaussian"
     training: LogNormal | UniformT | LogitNormal = Field(LogNormal(), discriminator="kind")
+    latent: Path | None = None  # synthesis: the run of an autoencoder whose latents take the place of the images
 
 
 class TrainConfig(Settings):
@@ -155,9 +154,12 @@ class TrainConfig(Settings):
     steps: int = Field(ge=1)  # optimiser steps, the whole length of the run
     batch: int = Field(16, ge=1)  # images per optimiser step, over all accumulation
     accumulate: int = Field(1, ge=1)  # forward and backward passes per optimiser step; divides batch
+    sampling_share: float = Field(1.0, gt=0, le=1)  # restoration: of each batch, what the second network learns from
+    sampling_steps: float = Field(1.0, gt=0, le=1)  # restoration: of all steps, those in which it learns
     lr: float = Field(3e-4, gt=0)
     reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
     warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # of AdamW
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)  # of the gradient's norm
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the weights' moving average, per optimiser step
@@ -167,11 +169,22 @@ class TrainConfig(Settings):
     checkpoint_every: int = Field(500, ge=1)  # steps
     validate_every: int = Field(500, ge=1)  # steps
     preview_every: int = Field(500, ge=1)  # steps
+    keep_checkpoints: int = Field(2, ge=2)  # the newest ones; the best stays besides
+    nonfinite_limit: int = Field(20, ge=1)  # steps in a row without a finite loss and gradient, after which a run ends
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process holds the whole model, or a share of it
+    compile: bool = False  # by torch.compile; needs a C++ compiler on a CPU
+    channels_last: bool = False  # memory layout of the convolutions
+    ema_device: Literal["cpu"] | None = None  # where the moving average lives; beside the model unless given
 
     @model_validator(mode="after")
     def _accumulates(self) -> "TrainConfig":
         if self.batch % self.accumulate:
             raise ValueError(f"accumulate = {self.accumulate} must divide batch = {self.batch}")
+        if self.parallel == "fsdp" and (self.precision == "fp16" or self.channels_last or self.ema_device):
+            raise ValueError(
+                "parallel: fsdp goes with precision fp32 or bf16, without channels_last and ema_device; it shares out the "
+                "moving average too"
+            )
         return self
 
 
@@ -184,6 +197,7 @@ class SampleConfig(Settings):
     grid: Literal["karras", "ddpm_linear", "cosine", "flow"] = "karras"
     sigma_min: float = Field(0.01, gt=0)
     sigma_max: float = Field(80.0, gt=0)
+    guidance: float = Field(1.0, ge=0)  # synthesis: above 1 exaggerates the condition, for twice the evaluations
     batch: int = Field(16, ge=1)  # samples side by side; does not change them
     precision: Literal["fp32", "bf16"] = (
         "fp32"  # of the network; in bf16 a sample depends on its batch in the third digit
@@ -198,19 +212,26 @@ class EvaluateConfig(Settings):
 
     n: int = Field(256, ge=2)  # samples, and at most that many real images
     projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
+    encoder_steps: int = Field(300, ge=1)  # training of the encoder whose features are compared
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.2)  # noise of restoration, shares of the range
+    draws: int = Field(16, ge=2)  # noise levels of diagnosis, each one evaluation a class
+    draw_sigmas: LogRange = (0.1, 10.0)  # between which they lie, evenly in their logarithm
 
 
 class Config(Settings):
     """One run, whole."""
 
-    task: Literal["synthesis", "segmentation", "restoration"]
+    task: Literal["synthesis", "segmentation", "restoration", "autoencoder"]
     data: DataConfig
+    condition: ConditionConfig = ConditionConfig()
     network: NetworkConfig
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    baseline: Baseline | None = Field(None, discriminator="kind")  # synthesis without diffusion, to compare with
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -219,24 +240,28 @@ class Config(Settings):
             raise ValueError(f"data.size has {len(data.size)} axes, network.spatial_dims is {dims}; give {dims} sizes")
         if len(data.spacing_mm) not in (dims, 3):
             raise ValueError(f"data.spacing_mm has {len(data.spacing_mm)} values; give {dims} of them")
-        smallest = network.patch * 2 ** (len(network.channels) - 1)
-        if min(data.size) < smallest:
+        smallest = network.multiple
+        if self.diffusion.latent is None and min(data.size) < smallest:
             raise ValueError(
                 f"data.size = {list(data.size)} is too small for {len(network.channels)} levels of network.channels: "
                 f"the smallest size is {smallest} an axis; use a larger size or fewer levels"
             )
+        if self.task == "autoencoder" and self.train.parallel == "fsdp":
+            raise ValueError("train.parallel = fsdp shares out denoisers; an autoencoder trains with ddp. Change it")
         process = self.diffusion.process
-        if process not in {"synthesis": ("gaussian",), "restoration": ("gaussian", "direct")}.get(
-            self.task, (process,)
-        ):
+        only = {"synthesis": ("gaussian",), "autoencoder": ("gaussian",), "restoration": ("gaussian", "direct")}
+        if process not in only.get(self.task, (process,)):
             raise ValueError(f"diffusion.process = {process} is not for {self.task}; leave it at gaussian")
         if (self.task == "restoration") != (data.degradation is not None):
             raise ValueError(
                 "restoration needs data.degradation, and no other task has one; "
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
-        if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian"):
-            raise ValueError("train.reference is for synthesis with Gaussian noise; set it to 0")
+        if min(self.train.sampling_share, self.train.sampling_steps) < 1 and self.task != "restoration":
+            raise ValueError("train.sampling_share and train.sampling_steps are for restoration; leave them at 1")
+        self._check_baseline()
+        self._check_condition()
+        self._check_latent()
         least = 3 if self.task == "synthesis" else 1
         if self.sample.steps < least or self.sample.steps == 2:
             raise ValueError(
@@ -246,6 +271,74 @@ class Config(Settings):
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
 
+    def _check_baseline(self) -> None:
+        if self.baseline is None:
+            return
+        network = self.network
+        unused = {
+            f"task {self.task}": self.task != "synthesis",
+            "network.attention": any(network.attention or ()),
+            "network.dropout": network.dropout,
+            "network.checkpointing": network.checkpointing,
+            "network.sampling_channels": network.sampling_channels,
+            "diffusion": self.diffusion != DiffusionConfig(),
+            "condition": self.condition.any,
+            "data.paired": self.data.paired,
+            "train.reference": self.train.reference,
+            "train.parallel fsdp": self.train.parallel == "fsdp",
+            "train.compile": self.train.compile,
+        }
+        refuse_unused(self.baseline, [name for name, given in unused.items() if given])
+        refuse_size(self.data.size, network.multiple)
+
+    def _check_latent(self) -> None:
+        """ValueError where an autoencoder, or a model of its latents, cannot be what is asked for."""
+        data, network = self.data, self.network
+        if self.diffusion.latent is not None:
+            if self.task != "synthesis":
+                raise ValueError(f"diffusion.latent is for synthesis, task is {self.task}; leave it out")
+            given = self.condition
+            if given.mask or given.image or given.of_label or data.paired:
+                raise ValueError(
+                    "latents are drawn for nothing, a class by condition.classes.column or covariates; label maps and other images "
+                    "have no place in them. Remove diffusion.latent, or those"
+                )
+            if data.augment != Augment():
+                raise ValueError(
+                    "data.augment changes images, and latents are encoded once; train the autoencoder with it, and leave it out here"
+                )
+        if self.task == "autoencoder":
+            if network.attention and any(network.attention):
+                raise ValueError("network.attention: an autoencoder has none, so that its windows agree; leave it out")
+            if network.dropout:
+                raise ValueError(f"network.dropout = {network.dropout:g}: an autoencoder has none; leave it out")
+            if any(n % (2 * network.multiple) for n in data.size):
+                raise ValueError(
+                    f"data.size = {list(data.size)} must divide by {2 * network.multiple}, twice the voxels of a latent, so that "
+                    "half of a window can be shared"
+                )
+
+    def _check_condition(self) -> None:
+        given, paired = self.condition, self.data.paired
+        if self.task != "synthesis" and (given.any or paired):
+            raise ValueError(f"condition and data.paired are for synthesis; task is {self.task}. Remove them")
+        if given.mask and (paired or given.of_label):
+            raise ValueError(
+                "condition.mask gives the label map: it cannot be drawn too (data.paired), nor be a class "
+                "(condition.classes.label). Remove one of them"
+            )
+        if given.of_label and self.data.labels and given.of_label not in self.data.labels:
+            raise ValueError(f"condition.classes.label = {given.of_label} is none of data.labels; add it there")
+        if self.train.reference and (self.task != "synthesis" or self.diffusion.noise != "gaussian" or given.more):
+            raise ValueError(
+                "train.reference is for synthesis with Gaussian noise, unconditional or by class; set it to 0"
+            )
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether every case must have a label map."""
+        return self.task == "segmentation" or self.data.paired or self.condition.mask or bool(self.condition.of_label)
+
     def dump(self) -> str:
         """The config as YAML, every default written out."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
@@ -254,22 +347,41 @@ class Config(Settings):
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """The config of a YAML file, with `a.b=c` overrides applied; ConfigError for whatever is wrong, all of it at once."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"{path}: has {path.stat().st_size} bytes; a config has at most {LARGEST}. Is it one?")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as e:
         raise ConfigError(
             f"{path}: cannot be read ({e}). Give the path of a YAML config, for instance configs/synthesis_2d_ct.yaml."
         ) from e
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"{path}: is not valid YAML ({e}).") from e
+    tree = _plain(text, str(path))
     if not isinstance(tree, dict):
         raise ConfigError(
-            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {tree!r:.60}."
+            f"{path}: should be a mapping with the keys {', '.join(Config.model_fields)}; found {SHORT.repr(tree)}."
         )
     for override in overrides:
         _override(tree, override)
     return parse_config(tree, str(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no aliases: few lines of them stand for more values than memory holds."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases (*name); write their values out")
+        return super().compose_node(parent, index)
+
+
+def _plain(text: str, where: str) -> Any:
+    """The values of some YAML; ConfigError where it is none, or holds what no config does."""
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    except (yaml.YAMLError, ValueError, RecursionError) as e:  # ValueError: dates and numbers that are none
+        raise ConfigError(f"{where}: is not valid YAML ({str(e)[:500]}).") from e
+    finally:
+        loader.dispose()
 
 
 def parse_config(tree: dict[str, Any], where: str) -> Config:
@@ -289,16 +401,17 @@ def _override(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ConfigError(f"--set {override!r}: {parent} holds a value, not a section.")
-    try:
-        tree[last] = yaml.safe_load(value)
-    except yaml.YAMLError as e:
-        raise ConfigError(f"--set {override!r}: the value is not valid YAML ({e}).") from e
+    tree[last] = _plain(value, f"--set {override!r}: the value")
 
 
 def _explain(error: Any) -> str:
     """One line of a validation error: which key, what was found, what was expected, and the nearest known key."""
     # a discriminated union puts the chosen kind into the path; it is not a key of the file
-    kinds = {"window", "percentile", "lognormal", "uniform_t", "logit_normal", *DEGRADATION_KINDS}
+    kinds = {
+        *("window", "percentile", "lognormal", "uniform_t", "logit_normal"),
+        *BASELINE_KINDS,
+        *DEGRADATION_KINDS,
+    }
     location = [part for part in error["loc"] if part not in kinds]
     key = ".".join(str(part) for part in location) or "the config"
     if error["type"] == "extra_forbidden":
@@ -312,7 +425,7 @@ def _explain(error: Any) -> str:
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "value_error":
         return f"{key}: {message}." if location else f"{message}."
-    return f"{key}: {message[0].lower()}{message[1:]}; found {error['input']!r}."
+    return f"{key}: {message[0].lower()}{message[1:]}; found {SHORT.repr(error['input'])}."
 
 
 def _keys_beside(location: Sequence[str | int]) -> list[str]:

@@ -16,6 +16,14 @@ class ManifestError(MeddiffError):
     """A manifest or a case in it is inconsistent, or its files changed since the scan."""
 
 
+class CaseError(ManifestError):
+    """One case cannot be read, while the others may be; `case` is its name."""
+
+    def __init__(self, message: str, case: str = "") -> None:
+        super().__init__(message)
+        self.case = case
+
+
 class ImageError(MeddiffError):
     """A file cannot be read as the image it claims to be."""
 
@@ -46,3 +54,10 @@ class RunError(MeddiffError):
 
 class PrivacyError(MeddiffError):
     """Something would leave with an identity, or cannot be de-identified as asked."""
+
+
+class Stopped(BaseException):
+    """A signal asked the process to end, and it left everything in order; exit code 143.
+
+    Not an Exception, so that nothing on the way takes it for a failure.
+    """

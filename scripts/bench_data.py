@@ -96,8 +96,9 @@ def patches(
 
     def ours() -> MetaTensor:
         index, seed = next(counter) % len(images), next(counter)
-        start = images.start(index, seed)
-        affine = np.array(images.entries[images.items[index].case].affine)
+        case = images.items[index].case
+        start = images.place(images.store.array(images.cases[case]), seed)
+        affine = np.array(images.entries[case].affine)
         affine[:3, 3] += affine[:3, :3] @ start
         patch = MetaTensor(images.image(index, seed)["image"], affine=torch.from_numpy(affine))
         assert patch.shape == (1, *PATCH)

@@ -69,6 +69,7 @@ def main() -> None:
         "files": files,
         "scan_1_vs_pydicom": round(rate["ours_1_process"] / rate["pydicom_loop"], 2),
         "scan_vs_pydicom": round(best / rate["pydicom_loop"], 2),
+        f"scan_{workers}_vs_1": round(best / rate["ours_1_process"], 2),
     }
     for key, value in figures.items():
         print(f"{key:32} {value}")

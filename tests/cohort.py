@@ -43,10 +43,19 @@ def tree(manifest: Path, cache: Path, dims: int = 2, **train) -> dict:
             **train,
         },
         "sample": {"steps": 5, "batch": 4},
-        "evaluate": {"n": 8, "projections": 50},
+        "evaluate": {"n": 12, "projections": 50, "encoder_steps": 4, "draws": 4},
     }
 
 
 def config(manifest: Path, cache: Path, dims: int = 2, **train) -> Config:
     """`tree`, parsed."""
     return parse_config(tree(manifest, cache, dims, **train), "test")
+
+
+def conditioned(cache: Path, *, dims: int = 2, train: dict | None = None, **settings) -> Config:
+    """A config of synthesis with a condition; `settings` that are no part of it go to `data`."""
+    parts = {
+        name: settings.pop(name) for name in ("classes", "covariates", "mask", "image", "drop") if name in settings
+    }
+    whole = tree(cohort(), cache, dims, **(train or {}))
+    return parse_config({**whole, "condition": parts, "data": {**whole["data"], **settings}}, "test")

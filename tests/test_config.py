@@ -60,12 +60,24 @@ def test_config_survives_a_round_trip_through_yaml(tmp_path):
         ({"train__precision": "half"}, r"train\.precision: .*'fp32', 'bf16' or 'fp16'.*found 'half'"),
         ({"data__intensity": {"kind": "window", "low": 5, "high": 1}}, "low must be below high"),
         ({"sample__sigma_max": 0.001}, "sigma_min = 0.01 must be below"),
+        ({"condition__classes": {"column": "a", "label": "b"}}, "give either column"),
+        ({"condition__classes": {"colum": "a"}}, r"unknown key condition\.classes\.colum; did you mean column\?"),
+        ({"condition__mask": True, "data__paired": True}, "condition.mask gives the label map"),
+        ({"condition__classes": {"label": "a"}, "data__labels": ["b"]}, "a is none of data.labels"),
+        ({"condition__mask": True, "train__reference": 4}, "unconditional or by class; set it to 0"),
+        ({"condition__image": {"modality": "T1", "intensity": {"kind": "window", "low": 1, "high": 0}}}, "low must be"),
         ({"train__steps": 0}, r"train\.steps: .*greater than or equal to 1; found 0"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_remedy(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse_config(changed(**changes), "x.yaml")
+
+
+def test_conditions_are_for_synthesis():
+    for changes in ({"condition__mask": True}, {"data__paired": True}):
+        with pytest.raises(ConfigError, match="are for synthesis; task is segmentation"):
+            parse_config(changed(**changes) | {"task": "segmentation"}, "x.yaml")
 
 
 def test_all_mistakes_are_told_at_once():

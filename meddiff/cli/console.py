@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,11 +12,19 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from meddiff.engines.processes import first
+
 
 class Tell(Console):
     """The console on stderr."""
 
     escape = staticmethod(escape)
+
+    def fail(self, message: str, **how: Any) -> None:
+        """Print what failed, also with --quiet."""
+        before, self.quiet = self.quiet, False
+        self.print(message, highlight=False, **how)
+        self.quiet = before
 
 
 class Once(logging.Filter):
@@ -39,7 +47,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 
 
 def begin(quiet: bool) -> None:
-    """Send our log to stderr; with `quiet`, errors only."""
+    """Send our log to stderr; with `quiet`, errors only. Of several processes the first one speaks for all."""
+    quiet = quiet or not first()
     handler = RichHandler(console=tell, show_time=False, show_path=False, show_level=True, markup=False)
     handler.setFormatter(logging.Formatter("%(message)s"))
     handler.addFilter(Once())
@@ -69,5 +78,5 @@ def progress(quiet: bool) -> Iterator[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=tell, disable=quiet or not tell.is_terminal) as bar:
+    with Progress(*columns, console=tell, disable=quiet or tell.quiet or not tell.is_terminal) as bar:
         yield bar

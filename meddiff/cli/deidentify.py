@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -72,11 +73,30 @@ def command(
     if behind:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(one.reason for one in behind).most_common())
         tell.print(f"{len(behind)} files stayed behind ({reasons}):", highlight=False)
+        alike: dict[tuple[str, str], list[int]] = defaultdict(list)
         for one in behind:
-            tell.print(f"  file {one.number} of {audit['files']['read']}, {one.reason}: {one.detail}", highlight=False)
+            alike[one.reason, one.detail].append(one.number)
+        for (reason, detail), numbers in alike.items():
+            files = f"file{'s' * (len(numbers) > 1)} {_ranges(numbers)} of {audit['files']['read']}"
+            tell.print(f"  {files}, {reason}: {detail}", highlight=False)
         if quarantined is None:
             tell.print("Their names are written with --quarantined FILE.", highlight=False)
         raise typer.Exit(1)
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Increasing numbers, those in a row as one.
+
+    >>> _ranges([1, 4, 5, 6, 9])
+    '1, 4-6, 9'
+    """
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1][1:] = [number]
+        else:
+            runs.append([number])
+    return ", ".join("-".join(map(str, run)) for run in runs)
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -2,13 +2,16 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from meddiff.cli.console import begin
 from meddiff.errors import ImageError
+
+if TYPE_CHECKING:
+    from meddiff.engines.card import Card
 
 
 def command(
@@ -55,16 +58,27 @@ def _run(path: Path) -> Table:
     }
     if run.card_path.exists():
         card = Card.read(run.card_path)
-        model = build_model(config, card.sigma_data, tuple(card.labels))
+        model = build_model(config, card.sigma_data, tuple(card.labels), card.classes, card.latents)
         facts |= {
             "network": f"{sum(p.numel() for p in model.parameters()):,} parameters, levels {list(config.network.channels)}",
             "trained": f"{card.step} of {config.train.steps} steps, weights {card.weights[:12]}",
             "units": f"{card.space.modality}, {card.space.unit}; sigma_data {card.sigma_data}",
+            **_asked(card),
             "sampler": f"{config.sample.sampler}, {config.sample.steps} evaluations, {config.sample.grid} grid",
         }
     else:
         facts["trained"] = "no weights yet"
     return _facts(str(path), facts)
+
+
+def _asked(card: "Card") -> dict[str, object]:
+    """What can be asked of a model beside an image."""
+    known = {"labels": card.labels, "classes": card.classes, "covariates": card.covariates}
+    asked: dict[str, object] = {name: ", ".join(values) for name, values in known.items() if values}
+    if card.latents:
+        latents = card.latents
+        asked["latents"] = f"{len(latents.mean)} channels, 1/{latents.factor} of the size along each axis"
+    return asked
 
 
 def _manifest(path: Path) -> Table:
@@ -94,7 +108,7 @@ def _series(path: Path) -> Table:
     if not series:
         why = f" {refused[0].path.name}: {refused[0].detail}" if refused else ""
         raise ImageError(f"{path}: holds no run, manifest, NIfTI file or DICOM series.{why}")
-    table = Table("modality", "description", "slices", "geometry", title=f"{path}: {len(refused)} other files")
+    table = Table("modality", "unit", "description", "slices", "geometry", title=f"{path}: {len(refused)} other files")
     for one in series:
-        table.add_row(one.modality, one.description, str(len(one.files)), repr(one.geometry))
+        table.add_row(one.modality, one.unit, one.description, str(len(one.files)), repr(one.geometry))
     return table

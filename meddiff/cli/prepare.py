@@ -24,11 +24,14 @@ def command(
     from meddiff.config import load_config
     from meddiff.data.manifest import Manifest
     from meddiff.data.store import Store
+    from meddiff.engines.processes import join, mine
 
+    join()
     settings = load_config(config, [*(set_ or ()), f"data.manifest={manifest}"])
     cases = Manifest.read(manifest)
     store = Store(settings.data)
     with progress(quiet) as bar:
-        task = bar.add_task("Preprocessing", total=len(cases.cases), note="")
-        store.prepare(cases, cases.cases, lambda case: bar.advance(task))
+        own = mine(cases.cases)
+        task = bar.add_task("Preprocessing", total=len(own), note="")
+        store.prepare(cases, own, lambda case: bar.advance(task))
     tell.print(f"{len(cases.cases)} cases ready in {store.folder}", highlight=False)

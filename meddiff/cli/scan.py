@@ -26,6 +26,16 @@ def command(
     resample_tilt: Annotated[
         bool, typer.Option("--resample-tilt", help="Undo a tilted CT gantry by resampling.")
     ] = False,
+    regions: Annotated[
+        str,
+        typer.Option(
+            help="Regions of SEG and RTSTRUCT that become labels 1, 2, ..., by name; the first wins where they overlap."
+        ),
+    ] = "",
+    record: Annotated[
+        str,
+        typer.Option(help="What DICOM headers say of the person, for models to be asked for: sex, age, manufacturer."),
+    ] = "",
     workers: Annotated[int, typer.Option(min=0, help="Processes that read DICOM headers; 0: one for each core.")] = 0,
     show: Annotated[bool, typer.Option("--list", help="List every case and every refused file.")] = False,
     quiet: Quiet = False,
@@ -35,16 +45,21 @@ def command(
     Every file is accounted for: in a case, or in NAME.refused.jsonl with the reason. Patients become keyed pseudonyms and
     are never in two splits.
 
-    Example: `meddiff scan /data/ct /data/more -o data_manifests/ct.jsonl --split 0.8,0.1,0.1`
+    Example: `meddiff scan /data/ct /data/more -o data_manifests/ct.jsonl --regions 'tumour|GTV,liver,body|external'`
     """
     begin(quiet)
+    from meddiff.data.facts import Share
     from meddiff.data.keys import load_key
     from meddiff.data.scan import scan, write_scan
+    from meddiff.engines.processes import first, first_alone, gathered, join, mine
     from meddiff.imaging.dicom_stack import FILL_GAPS, RESAMPLE_TILT
 
+    join()
     shares = _shares(split)
     if output.suffix != ".jsonl":
         raise ManifestError(f"{output}: a manifest is a .jsonl file; name it so.")
+    with first_alone():
+        secret = load_key(key)
     with progress(quiet) as bar:
         opened = bar.add_task("DICOM headers", total=None, note="", visible=False)
         task = bar.add_task("Files", total=None, note="")
@@ -52,22 +67,27 @@ def command(
             folders,
             layout=layout,
             split=shares,
-            key=load_key(key),
+            key=secret,
             root=output.absolute().parent,
             repairs=[name for name, asked in ((FILL_GAPS, fill_gaps), (RESAMPLE_TILT, resample_tilt)) if asked],
+            regions=[name.strip() for name in regions.split(",")] if regions else [],
+            record=[name.strip() for name in record.split(",")] if record else [],
             workers=workers or os.cpu_count() or 1,
             headers=lambda done, total: bar.update(opened, completed=done, total=total, visible=True),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
+            share=Share(mine, gathered),
         )
+    if not first():
+        return
     beside = write_scan(output, cases, refused)
     if show:
         table = Table("case", "split", "modality", "shape", "spacing mm", "first file", title="Accepted")
         for case in cases:
             source = case.image[0]
-            first = source.path or (source.files or ("",))[0]
+            named = source.path or (source.files or ("",))[0]
             spacing = " x ".join(f"{s:.3g}" for s in case.spacing_mm)
             names = ", ".join(s.modality for s in case.image)
-            table.add_row(case.case, case.split, names, " x ".join(map(str, case.shape)), spacing, first)
+            table.add_row(case.case, case.split, names, " x ".join(map(str, case.shape)), spacing, named)
         tell.print(table)
         table = Table("file", "reason", "detail", title="Refused")
         for one in refused:

@@ -12,6 +12,13 @@ from meddiff.cli.console import Quiet, begin, progress, tell
 if TYPE_CHECKING:
     from meddiff.engines.fit import Session
 
+NEXT = {
+    "synthesis": "sample {} -n 16",
+    "segmentation": "segment {} SCANS",
+    "restoration": "restore {} SCANS",
+    "autoencoder": "evaluate {}",
+}  # by task
+
 
 def command(
     config: Annotated[Path, typer.Argument(help="A YAML config, for instance configs/synthesis_2d_ct.yaml.")],
@@ -27,14 +34,19 @@ def command(
 ) -> None:
     """Train a model. The run folder holds everything: config, manifest, weights, checkpoints, log, pictures.
 
+    SIGTERM and SIGUSR1 save a checkpoint at the end of the step; exit code 143 then, and --resume goes on. Several GPUs or
+    processes: `torchrun --nproc-per-node 4 -m meddiff train ...`, the same config and the same model.
+
     Example: `meddiff train configs/synthesis_2d_ct.yaml -o runs/ct --set train.steps=2000`
     """
     begin(quiet)
     from meddiff.config import load_config
     from meddiff.engines.fit import fit
+    from meddiff.engines.processes import join
     from meddiff.report.previews import previews
 
     settings = load_config(config, set_ or ())
+    join(settings.train.device)
     with progress(quiet) as bar:
         preparing = bar.add_task("Preprocessing", total=None, note="")
         run = fit(
@@ -46,7 +58,7 @@ def command(
             on_case=lambda case: bar.advance(preparing),
         )
     tell.print(
-        f"Trained to step {settings.train.steps}: {run.folder}. Next: meddiff sample {run.folder} -n 16 -o DIR",
+        f"Trained to step {settings.train.steps}: {run.folder}. Next: meddiff {NEXT[settings.task].format(run.folder)} -o DIR",
         highlight=False,
     )
 

@@ -54,6 +54,8 @@ def _case(
         affine=tuple(affine),
         unit=case.unit or unit_of(case.images[0].modality),
         repairs=case.repairs,
+        regions=case.regions,
+        face=case.face or facts[case.images[0].paths[0]].face,
     )
 
 

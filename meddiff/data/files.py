@@ -44,7 +44,7 @@ def write_lines(path: str | Path, lines: Iterable[str]) -> None:
 
 
 def write_whole(path: str | Path, content: bytes) -> None:
-    """Write to a temporary name beside `path`, then take its place: the file is whole or not there."""
+    """Write to a temporary name beside `path`, then take its place: the file is whole or not there, also after a power cut."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -54,8 +54,18 @@ def write_whole(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to the disk: a renamed file keeps its new name after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @lru_cache(maxsize=65536)

@@ -1,14 +1,16 @@
 """What is given to a trained model: NIfTI files, DICOM series, folders of either, or a manifest -> scans with names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddiff.data.files import absolute, digest_file, digest_files
+from meddiff.data.layouts.found import refuse
 from meddiff.data.manifest import Case, Manifest, load_image
 from meddiff.data.scan import walk
 from meddiff.errors import ManifestError
 from meddiff.imaging.dicom import Refusal, find_series, read_series
+from meddiff.imaging.dicom_dose import RTDOSE
 from meddiff.imaging.nifti import read_nifti
 from meddiff.imaging.volume import Volume
 
@@ -23,12 +25,15 @@ class Scan:
     paths: tuple[Path, ...]  # one NIfTI file, or the slices of a DICOM series
     series: bool
     case: tuple[Manifest, Case] | None = None  # where it comes from a manifest
+    volume: int | None = None  # which of the volumes in its files, where they hold several
 
     def read(self, modality: str) -> Volume:
         """The volume; `modality` is what a NIfTI file, which cannot tell, is taken to be. Errors name the file."""
         if self.case is not None:
             return load_image(*self.case)
-        return read_series(self.paths) if self.series else read_nifti(self.paths[0], modality=modality)
+        if self.series:
+            return read_series(self.paths, volume=self.volume)
+        return read_nifti(self.paths[0], modality=modality)
 
     @property
     def sha256(self) -> str:
@@ -60,8 +65,16 @@ def find_scans(given: Sequence[Path], split: str | None = None) -> tuple[list[Sc
         rest = [file for file in files if file not in set(images)]
         if rest:
             found, other = find_series(rest)
-            scans += [Scan(series.files[0].parent.name, tuple(series.files), True) for series in found]
-            refused += other
+            doses = [series for series in found if series.modality == RTDOSE]
+            scans += [
+                Scan(series.files[0].parent.name, series.files, True, volume=series.volume)
+                for series in found
+                if series not in doses
+            ]
+            refused += [
+                *other,
+                *refuse((path for one in doses for path in one.files), "dose", "It is a dose, no scan."),
+            ]
     if not scans:
         why = f" {refused[0].path}: {refused[0].detail}" if refused else ""
         raise ManifestError(f"{', '.join(map(str, given))}: no scan was found among {len(refused)} files.{why}")
@@ -75,7 +88,7 @@ def _of_manifest(path: Path, split: str | None) -> list[Scan]:
     for case in cases:
         source = case.source()
         paths = tuple(manifest.resolve(source))
-        scans.append(Scan(case.case.replace("/", "_"), paths, source.files is not None, (manifest, case)))
+        scans.append(Scan(case.case, paths, source.files is not None, (manifest, case)))
     return scans
 
 
@@ -85,5 +98,5 @@ def _named_apart(scans: Sequence[Scan]) -> list[Scan]:
     apart = []
     for scan in scans:
         seen[scan.name] = n = seen.get(scan.name, 0) + 1
-        apart.append(scan if n == 1 else Scan(f"{scan.name}_{n}", scan.paths, scan.series, scan.case))
+        apart.append(scan if n == 1 else replace(scan, name=f"{scan.name}_{n}"))
     return apart

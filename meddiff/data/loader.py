@@ -1,7 +1,10 @@
 """Manifest + transforms + store -> batches. What step k sees is a function of the seed and k alone."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -13,11 +16,12 @@ from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import BACKGROUND, Entry, Store
 from meddiff.data.transforms import AXES, augmentation
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, ManifestError
 from meddiff.seeds import derive
 
-REDRAWS = 8  # random patches tried for one with enough foreground
-OUTSIDE = {"image": -1.0, "label": 0.0}  # what lies around a volume: background
+REDRAWS = 8  # random patches tried for one with enough foreground, and items for one that can be read
+GRACE_S = 60  # that a loader process lives after SIGTERM
+OUTSIDE = {"image": -1.0, "label": 0.0, "given": -1.0}  # what lies around a volume: background
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,41 @@ class Draw:
     seed: int
 
 
+class Items(Protocol):
+    """What a loader takes: images, or what stands for them."""
+
+    data: DataConfig
+    items: list[Item]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, draw: Draw) -> dict[str, Any]:
+        """One place of a training batch."""
+        ...
+
+    def image(self, index: int, seed: int) -> dict[str, Tensor]:
+        """Item `index` without augmentation."""
+        ...
+
+
+def readable(images: Items, draw: Draw) -> tuple[Draw, dict[str, Tensor], int]:
+    """An item with its draw, and the number of the case that another one stands in for, -1 where none does.
+
+    The other one is the same each time. CaseError where `REDRAWS` others cannot be read either.
+    """
+    try:
+        return draw, images.image(draw.item, draw.seed), -1
+    except CaseError as e:
+        why = e
+    for attempt in range(REDRAWS):
+        other = replace(draw, item=derive(draw.seed, "instead", attempt) % len(images))
+        try:
+            return other, images.image(other.item, other.seed), images.items[draw.item].case
+        except CaseError:
+            continue
+    raise why
+
+
 class Images(Dataset):
     """The slices (2D) or volumes (3D) of some cases, in model units, cut or padded to `data.size`."""
 
@@ -47,9 +86,12 @@ class Images(Dataset):
         dims: int,
         entries: Sequence[Entry],
         labels: Sequence[str] = (),  # names; with them every image has a label map
+        given: Store | None = None,  # of another image of each case, prepared already
+        told: Mapping[str, Tensor] | None = None,  # (cases, ...) what else is known of each case
     ) -> None:
         self.cases, self.data, self.dims, self.entries = tuple(cases), data, dims, tuple(entries)
         self.store, self.labels = Store(data, labels), tuple(labels)
+        self.given, self.told = given, dict(told or {})
         self.augment: Compose | None = augmentation(data, dims)
         self.random_crop = (data.crop or ("random" if dims == 3 else "centre")) == "random"
         self.items = [item for i, entry in enumerate(entries) for item in self._items(i, entry)]
@@ -68,42 +110,37 @@ class Images(Dataset):
         return len(self.items)
 
     def __getitem__(self, draw: Draw) -> dict[str, Tensor | str | int]:
-        item = self.image(draw.item, draw.seed)
+        draw, item, unreadable = readable(self, draw)
         if self.augment is not None:
             self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
             item = {name: torch.as_tensor(value) for name, value in self.augment(item).items()}
-        return {**item, "case": self.cases[self.items[draw.item].case].case, "seed": draw.seed}
+        case = self.cases[self.items[draw.item].case].case
+        return {**item, "case": case, "seed": draw.seed, "unreadable": unreadable}
 
     def image(self, index: int, seed: int) -> dict[str, Tensor]:
-        """Item `index` without augmentation: "image", and "label" if there are labels, each (1, *size) float32.
+        """Item `index` without augmentation: "image", and "label" and "given" if there are any, each (1, *size) float32.
 
-        The seed places a random patch.
+        What is told of its case lies beside them. The seed places a random patch.
         """
-        arrays = self._arrays(index)
-        start = self._start(arrays["image"], seed)
-        return {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
-
-    def start(self, index: int, seed: int) -> list[int]:
-        """The voxel of the preprocessed volume (3D) or slice (2D) where `image(index, seed)` begins."""
-        return self._start(self._arrays(index)["image"], seed)
-
-    def _arrays(self, index: int) -> dict[str, np.ndarray]:
         item = self.items[index]
         case = self.cases[item.case]
         arrays = {"image": self.store.array(case)}
         if self.labels:
             arrays["label"] = self.store.label(case)
+        if self.given is not None:
+            arrays["given"] = self.given.array(case)
         if item.slice is not None:
             arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
-        return arrays
+        whole = arrays["image"]
+        start = self.place(whole, seed) if self.random_crop else centred(whole.shape, self.data.size)
+        maps = {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
+        return maps | {name: values[item.case] for name, values in self.told.items()}
 
-    def _start(self, array: np.ndarray, seed: int) -> list[int]:
-        """The centre, or a random place, drawn again while it holds too little foreground."""
-        room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
-        if not self.random_crop:
-            return [r // 2 for r in room]
+    def place(self, array: np.ndarray, seed: int) -> list[int]:
+        """Where a random patch begins, drawn again while it holds too little foreground."""
         rng = np.random.default_rng(derive(seed, "crop"))
         for _ in range(REDRAWS):
+            room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
             start = [int(rng.integers(0, r + 1)) if r > 0 else r // 2 for r in room]
             if not self.data.min_foreground:
                 break
@@ -111,6 +148,11 @@ class Images(Dataset):
             if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
                 break
         return start
+
+
+def centred(shape: Sequence[int], size: Sequence[int]) -> list[int]:
+    """Where `size` voxels begin in the middle of `shape`; negative where they reach beyond it."""
+    return [(n - s) // 2 for n, s in zip(shape, size, strict=True)]
 
 
 def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: float) -> Tensor:
@@ -128,8 +170,17 @@ def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: f
 class Steps(Sampler[list[Draw]]):
     """The batches of the steps `start` to `stop`: item p of the run is item p mod n of a shuffle of its own epoch."""
 
-    def __init__(self, items: int, batch: int, start: int, stop: int, seed: int) -> None:
+    def __init__(
+        self,
+        items: int,
+        batch: int,  # of all processes together
+        start: int,
+        stop: int,
+        seed: int,
+        part: slice = slice(None),  # of the batch: this process's places in it
+    ) -> None:
         self.items, self.batch, self.start, self.stop, self.seed = items, batch, start, stop, seed
+        self.part = part
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -138,7 +189,7 @@ class Steps(Sampler[list[Draw]]):
         epoch, order = -1, np.empty(0, dtype=int)
         for step in range(self.start, self.stop):
             draws = []
-            for position in range(step * self.batch, (step + 1) * self.batch):
+            for position in range(step * self.batch, (step + 1) * self.batch)[self.part]:
                 if position // self.items != epoch:
                     epoch = position // self.items
                     order = np.random.default_rng(derive(self.seed, "order", epoch)).permutation(self.items)
@@ -146,25 +197,50 @@ class Steps(Sampler[list[Draw]]):
             yield draws
 
 
-def training_loader(images: Images, batch: int, start: int, stop: int, seed: int) -> DataLoader:
-    """Batches {"image": (B, 1, *size), "label": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`."""
+def training_loader(
+    images: Items, batch: int, start: int, stop: int, seed: int, part: slice = slice(None)
+) -> DataLoader:
+    """Batches {"image": (B, 1, *size), "label", "given": same, "case": [name], "seed": (B,)} for the steps `start` to `stop`.
+
+    Beside them is what `Images.told` holds, (B, ...). Of every batch only the `part` of this process. "unreadable" (B,) is the
+    number of the case that another one stands in for, -1 where the item is the one that was drawn.
+    """
     return DataLoader(
-        images,
-        batch_sampler=Steps(len(images), batch, start, stop, seed),
+        cast(Dataset, images),
+        batch_sampler=Steps(len(images), batch, start, stop, seed, part),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
+        worker_init_fn=_outlive if images.data.workers else None,
     )
 
 
-def fixed(images: Images, most: int) -> dict[str, Tensor]:
+def close(loader: DataLoader) -> None:
+    """End the loader processes now, also where an error still holds on to them: torch would raise it again later."""
+    if loader._iterator is not None:  # kept by a loader with processes only
+        with suppress(RuntimeError):  # that one of them was killed, which the run has said
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def evenly(images: Items, most: int) -> list[int]:
+    """The numbers of at most `most` items, spread evenly over all of them."""
+    return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+
+
+def _outlive(worker: int) -> None:
+    """Let a loader process live on after a signal to all of a job, as long as the last step and its checkpoint take."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def fixed(images: Items, most: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+    chosen = evenly(images, most)
     items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
 
 
-def augmented(images: Images, most: int, seed: int) -> Tensor:
-    """At most `most` images spread evenly over the items, as training sees them, (n, 1, *size)."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
-    return torch.stack([torch.as_tensor(images[Draw(i, derive(seed, "reference", i))]["image"]) for i in chosen])
+def augmented(images: Items, most: int, seed: int) -> dict[str, Tensor]:
+    """A batch of at most `most` items spread evenly, as training sees them, each (n, 1, *size)."""
+    items = [images[Draw(i, derive(seed, "reference", i))] for i in evenly(images, most)]
+    return {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in items[0] if name != "case"}

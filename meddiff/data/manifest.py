@@ -5,6 +5,7 @@ A manifest names files as the scan found them. Where folders are named after pat
 
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from meddiff.data.files import absolute, digest_file, digest_files, portable, write_lines
 from meddiff.data.medmnist import read_row
 from meddiff.errors import GeometryError, ManifestError
+from meddiff.imaging.body_parts import Face
 from meddiff.imaging.dicom import read_series
 from meddiff.imaging.dicom_label import read_label
 from meddiff.imaging.geometry import Geometry
@@ -26,6 +28,7 @@ from meddiff.imaging.volume import Volume
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
+NAME = re.compile(r"(?!\.{1,2}$)[^/\\\x00-\x1f\x7f]{1,150}")
 GRID_TOLERANCE = 0.01  # voxels by which a corner of two equal grids may differ: headers keep float32 quaternions
 
 
@@ -73,11 +76,17 @@ class Case(Record):
     unit: str
     layout: str
     repairs: tuple[str, ...] = ()  # that reading the DICOM series makes: fill-gaps, resample-tilt
+    regions: tuple[str, ...] = ()  # of the DICOM label map that are its labels 1, 2, ...; empty: all of them
+    face: Face | None = None  # of a head, or of what may be one; None where the file does not say
 
     @model_validator(mode="after")
     def _has_image_and_grid(self) -> "Case":
         if not self.image:
             raise ValueError("`image` is empty")
+        if not NAME.fullmatch(self.case):
+            raise ValueError(
+                "`case` becomes the name of files: 1 to 150 printable characters, no / and no \\, not . or .."
+            )
         if len(self.affine) != 4:
             raise ValueError(f"`affine` has {len(self.affine)} rows, not 4")
         return self
@@ -133,14 +142,21 @@ class Manifest:
 
     def write(self, path: str | Path) -> None:
         """Write atomically; files below the new folder or beside it are named relative to it, others absolutely."""
+        write_lines(path, self.lines(absolute(Path(path)).parent))
+
+    def lines(self, folder: Path) -> list[str]:
+        """What `write` writes into a manifest of that folder."""
         self.check()
-        folder = absolute(Path(path)).parent
-        write_lines(path, (_line(self._moved(case, folder)) for case in self.cases))
+        return [_line(self._moved(case, folder)) for case in self.cases]
 
     def save_copy(self, path: str | Path) -> None:
         """The copy that a run folder keeps: every path absolute, so that the folder can be moved."""
         self.check()
-        write_lines(path, (_line(self._moved(case, None)) for case in self.cases))
+        write_lines(path, map(_line, self.placed()))
+
+    def placed(self) -> tuple[Case, ...]:
+        """The cases with absolute paths: they can stand in one manifest with cases of another folder."""
+        return tuple(self._moved(case, None) for case in self.cases)
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of one split, in the manifest's order."""
@@ -220,7 +236,7 @@ def load_label(manifest: Manifest, case: Case) -> Volume:
     (path,) = manifest.resolve(case.label)
     _must_exist(case, path)
     if case.image[0].files is not None:
-        volume, _ = read_label(path, case.geometry)
+        volume, _ = read_label(path, case.geometry, case.regions)
     else:
         volume = read_nifti(path, label=True, modality="SEG")
     _must_fit(case, volume, path)
@@ -258,11 +274,15 @@ def _line(case: Case) -> str:
 
 
 def _unplaced(case: Case) -> dict:
-    """The record without paths; what a case has not, repairs or one of several volumes, is left out as it was before."""
+    """The record without paths and what follows from the files.
+
+    What a case has not (repairs, regions, one of several volumes) is left out, as before it could be there.
+    """
     where = {"path", "files"}
-    record = case.model_dump(mode="json", exclude={"image": {"__all__": where}, "label": where})
+    record = case.model_dump(mode="json", exclude={"image": {"__all__": where}, "label": where, "face": True})
     for part, key in (
         (record, "repairs"),
+        (record, "regions"),
         *((source, "volume") for source in (*record["image"], record["label"] or {})),
     ):
         if part.get(key) in (None, []):

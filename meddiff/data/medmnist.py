@@ -1,16 +1,32 @@
 """MedMNIST files: one .npz with `<split>_images` (N, H, W) or (N, D, H, W) uint8 and `<split>_labels` (N, L)."""
 
 import zipfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
 from meddiff.errors import ImageError
 from meddiff.imaging.geometry import Geometry
+from meddiff.imaging.nifti import MAX_RATIO
 from meddiff.imaging.volume import Volume
 
-BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    SyntaxError,
+    RecursionError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+    TokenError,  # numpy, of a header that is none
+)
+SMALL_BYTES = 256 << 20  # that an array may inflate to from however little
+MAX_ROWS = 1 << 20  # of one split; the largest of MedMNIST has 165,466
 
 
 def read_row(path: Path, key: str, index: int) -> Volume:
@@ -39,6 +55,7 @@ def image_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         with zipfile.ZipFile(path) as file:
             for name in file.namelist():
                 if name.endswith("_images.npy"):
+                    _check_size(path, file, name)
                     shapes[name.removesuffix("_images.npy")] = _grey(path, name, *_header(file, name))
     except BROKEN as error:
         raise ImageError(f"{path}: is not an .npz of arrays ({error}). Fetch the data set again.") from error
@@ -69,12 +86,29 @@ def open_array(path: Path, key: str) -> np.ndarray:
 @lru_cache(maxsize=6)  # images and labels of three splits: an array is decoded once, not once a row
 def _open(path: Path, key: str, changed_ns: int) -> np.ndarray:
     try:
+        with zipfile.ZipFile(path) as file:
+            _check_size(path, file, f"{key}.npy")
         with np.load(path, allow_pickle=False) as file:
             array = file[key]
     except BROKEN as error:
         raise ImageError(f"{path}: array {key!r} cannot be read ({error}). Fetch the data set again.") from error
     array.setflags(write=False)
     return array
+
+
+def _check_size(path: Path, file: zipfile.ZipFile, name: str) -> None:
+    """That the array is no larger than its entry, and the entry no implausible multiple of its bytes in the file."""
+    shape, dtype = _header(file, name)
+    entry, promised = file.getinfo(name), int(np.prod(shape, dtype=object)) * dtype.itemsize
+    if promised > entry.file_size:
+        raise ImageError(
+            f"{path}: {name} promises {promised} bytes and holds {entry.file_size}. Fetch the data set again."
+        )
+    if promised > max(SMALL_BYTES, MAX_RATIO * entry.compress_size):
+        raise ImageError(
+            f"{path}: {entry.compress_size} bytes of {name} promise {promised}, more than {MAX_RATIO} for one. If it is real, "
+            "store it uncompressed."
+        )
 
 
 def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype]:
@@ -88,6 +122,8 @@ def _header(file: zipfile.ZipFile, name: str) -> tuple[tuple[int, ...], np.dtype
 def _grey(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     if len(shape) in (4, 5) and shape[-1] == 3:
         raise ImageError(f"{path}: {name} holds colour images {shape}, which are not read yet. Convert them to grey.")
+    if shape and shape[0] > MAX_ROWS:
+        raise ImageError(f"{path}: {name} has {shape[0]} rows; at most {MAX_ROWS} are read. Split the file.")
     if len(shape) not in (3, 4) or dtype != np.uint8:
         raise ImageError(f"{path}: {name} is {dtype} {shape}, expected uint8 (N, H, W) or (N, D, H, W).")
     return shape

@@ -68,7 +68,7 @@ def _on_grid(
     for axis in np.argsort(-steps):  # what shrinks most first
         values = interpolated(values, int(axis) + 1, size[axis], float(steps[axis]), nearest=nearest)
     where = torch.from_numpy(affine)
-    return MetaTensor(values, affine=where, meta=image.meta, applied_operations=image.applied_operations)
+    return MetaTensor(values, affine=where, meta=dict(image.meta), applied_operations=image.applied_operations)
 
 
 def interpolated(values: Tensor, axis: int, size: int, step: float, *, nearest: bool = False) -> Tensor:

@@ -1,5 +1,6 @@
 """From folders to cases: every file below them is in a case, or refused with the reason."""
 
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,7 +10,7 @@ from pathlib import Path
 from meddiff.data import layouts
 from meddiff.data.assemble import assemble
 from meddiff.data.checks import duplicate, problem
-from meddiff.data.facts import Role, gather
+from meddiff.data.facts import ALONE, Role, Share, gather
 from meddiff.data.files import absolute, portable, write_lines
 from meddiff.data.layouts import Found, Reading
 from meddiff.data.manifest import Case, Manifest, Refused
@@ -17,6 +18,10 @@ from meddiff.data.splits import split_counts
 from meddiff.errors import ManifestError
 from meddiff.imaging.dicom import Refusal
 from meddiff.imaging.dicom_dir import is_directory, read_directory
+from meddiff.imaging.dicom_person import check_attributes
+from meddiff.imaging.regions import region_names
+
+log = logging.getLogger(__name__)
 
 
 def scan(
@@ -27,9 +32,12 @@ def scan(
     key: bytes,  # of the pseudonyms, and so of the split
     root: Path | None = None,  # folder of the manifest; None: absolute paths
     repairs: Sequence[str] = (),  # of `imaging.dicom.REPAIRS`, that may be made; the cases record those that were
+    regions: Sequence[str] = (),  # of DICOM label maps, by name, that become labels 1, 2, ...; without any, all of them
+    record: Sequence[str] = (),  # of `imaging.dicom_person.ATTRIBUTES`, that become classes of DICOM cases
     workers: int = 1,  # processes that read DICOM headers; the result is the same for any number
     headers: Callable[[int, int], None] | None = None,  # told (DICOM headers read, headers to read)
     progress: Callable[[int, int], None] | None = None,  # told (files read, files to read)
+    share: Share = ALONE,  # of the files to hash and label maps to read; every process finds the same cases
 ) -> tuple[list[Case], list[Refused]]:
     """Cases and refusals that together name every file below the folders; the order of the folders does not matter.
 
@@ -37,14 +45,18 @@ def scan(
     where no case at all is accepted.
     """
     split_counts(0, split)  # a wrong split is told before the files are read
-    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers))
-    facts = gather(_roles(found), progress)
+    region_names(regions)
+    check_attributes(record)
+    found, refused = _find(folders, layout, Reading(tuple(repairs), workers, headers, tuple(record)))
+    facts = gather(_roles(found), progress, regions, share)
     checked: list[Found] = []
     seen: dict[str, Path] = {}
     for case in sorted(found, key=lambda case: [(image.paths[0], image.index or 0) for image in case.images]):
         if case.label and case.images[0].series and facts[case.label].error:  # another object; the image is sound
             refused.append(Refusal(case.label, facts[case.label].reason, facts[case.label].error))
             case = replace(case, label=None)
+        if case.label and case.images[0].series:
+            case = replace(case, regions=tuple(regions))
         wrong = problem(case, facts) or duplicate(case, facts, seen)
         if wrong:
             refused += [Refusal(path, *wrong) for path in case.paths]
@@ -54,6 +66,8 @@ def scan(
     left = {refusal.path: refusal for refusal in reversed(refused) if refusal.path not in accepted}
     if not checked:
         raise ManifestError(_nothing(folders, left.values()))
+    if regions and not any(case.regions for case in checked):
+        log.warning("--regions: no case has a SEG or RTSTRUCT with these regions; the refused files say why")
     where = None if root is None else Path(root)
     cases = assemble(checked, facts, split, key, where)
     return cases, [

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from meddiff.config import DataConfig
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
 from meddiff.data.transforms import AXES, intensity_record, placing, preprocessing, to_meta
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, MeddiffError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
@@ -69,31 +69,61 @@ class Store:
     ) -> list[Entry]:
         """The entries of `cases`, made where they are missing.
 
-        ManifestError where a source is not the one that was scanned: it is hashed whenever its size or time changed.
+        CaseError where a source cannot be read, or is not the one that was scanned: it is hashed whenever its size or time
+        changed.
         """
         entries = []
         for case in cases:
-            record = self.folder / f"{self.key(case)}.json"
-            entry = Entry.model_validate_json(record.read_text()) if record.exists() else None
-            if entry is None or entry.stamp != self._stamp(manifest, case):
-                manifest.verify(case)
-                entry = self._make(manifest, case)
-            entries.append(entry)
+            try:
+                entries.append(self._entry(manifest, case))
+            except (ImageError, GeometryError, ManifestError) as e:
+                raise CaseError(_named(case, e), case.case) from e
             if on_case:
                 on_case(case)
         return entries
+
+    def _entry(self, manifest: Manifest, case: Case) -> Entry:
+        entry = self._found(case)
+        if entry is None or entry.stamp != self._stamp(manifest, case):
+            manifest.verify(case)
+            entry = self._make(manifest, case)
+        return entry
+
+    def _found(self, case: Case) -> Entry | None:
+        """The record of a case; None where there is none, or it or the arrays it is of are damaged."""
+        try:
+            entry = Entry.model_validate_json((self.folder / f"{self.key(case)}.json").read_bytes())
+            arrays = [(self.array(case), np.float16), *([(self.label(case), np.uint8)] if self.labels else [])]
+        except (FileNotFoundError, ValidationError, CaseError):
+            return None
+        return entry if all(a.shape == entry.shape and a.dtype == kind for a, kind in arrays) else None
 
     def _stamp(self, manifest: Manifest, case: Case) -> tuple[tuple[int, int], ...]:
         paths = manifest.resolve(case.source(self.data.modality))
         return tuple((s.st_size, s.st_mtime_ns) for s in (p.stat() for p in paths if p.exists()))
 
     def array(self, case: Case) -> np.ndarray:
-        """The volume (I, J, K), float16, memory-mapped: only what is indexed is read."""
-        return np.load(self.folder / f"{self.key(case)}.npy", mmap_mode="r", allow_pickle=False)
+        """The volume (I, J, K), float16, memory-mapped: only what is indexed is read. CaseError where it cannot be."""
+        return self._read(case, ".npy")
 
     def label(self, case: Case) -> np.ndarray:
-        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background."""
-        return np.load(self.folder / f"{self.key(case)}.label.npy", mmap_mode="r", allow_pickle=False)
+        """The label map on the grid of `array`, uint8, memory-mapped: 0 is background. CaseError where it cannot be read."""
+        return self._read(case, ".label.npy")
+
+    def _read(self, case: Case, suffix: str) -> np.ndarray:
+        try:
+            return open_array(self.folder / f"{self.key(case)}{suffix}")
+        except ManifestError as e:
+            raise CaseError(f"{case.case}: {e}", case.case) from e
+
+    def forget(self, case: Case) -> bool:
+        """Delete the entry of a case; whether there was one."""
+        found = False
+        for suffix in (".json", ".npy", ".label.npy"):  # the record first: without it there is no entry
+            path = self.folder / f"{self.key(case)}{suffix}"
+            found |= path.exists()
+            path.unlink(missing_ok=True)
+        return found
 
     def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
         volume = numbered(load_label(manifest, case), case, self.labels)
@@ -117,10 +147,9 @@ class Store:
         )
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = self.folder / self.key(case)
-        _write(name.with_suffix(".npy"), lambda file: np.save(file, array.astype(np.float16)))
+        write_array(name.with_suffix(".npy"), array.astype(np.float16))
         if self.labels:
-            label = self._label(manifest, case)
-            _write(name.with_suffix(".label.npy"), lambda file: np.save(file, label))
+            write_array(name.with_suffix(".label.npy"), self._label(manifest, case))
         # the record is written last: an entry is whole when its record is there
         _write(name.with_suffix(".json"), lambda file: file.write(entry.model_dump_json().encode()))
         return entry
@@ -135,7 +164,7 @@ def label_names(manifest: Manifest, data: DataConfig) -> tuple[str, ...]:
     for case in cases:
         if case.label is None:
             raise ManifestError(
-                f"{case.case}: has no label map, which segmentation learns from. Remove the case, or scan its labels too."
+                f"{case.case}: has no label map, which this task learns from. Remove the case, or scan its labels too."
             )
     known = cases[0].labels
     names = data.labels or tuple(sorted((n for n in known if known[n] != 0), key=known.__getitem__))
@@ -166,10 +195,31 @@ def numbered(volume: Volume, case: Case, names: Sequence[str]) -> Volume:
     return Volume(array, volume.geometry, volume.modality, volume.unit)
 
 
+def _named(case: Case, error: MeddiffError) -> str:
+    """The message of an error with the case it is about."""
+    return str(error) if str(error).startswith(case.case) else f"{case.case}: {error}"
+
+
 def default_cache() -> Path:
     """`$MEDDIFF_CACHE`, or the `meddiff` folder of the user's cache. It holds patient images: readable by the user only."""
     base = os.environ.get("MEDDIFF_CACHE")
     return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "meddiff"
+
+
+def open_array(path: Path) -> np.ndarray:
+    """An array of the cache, memory-mapped, never unpickled; ManifestError where it is missing or damaged."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as e:  # numpy raises what it likes at a header that is none
+        raise ManifestError(
+            f"{path}: this file of the cache cannot be read ({' '.join(str(e).split())[:200]}). Remove it; it is made again "
+            "from the scan."
+        ) from e
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """An array of the cache, whole or not there."""
+    _write(path, lambda file: np.save(file, array, allow_pickle=False))
 
 
 def _write(path: Path, fill: Callable) -> None:

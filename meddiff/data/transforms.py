@@ -13,11 +13,12 @@ from monai.networks.layers import GaussianFilter
 from monai.transforms import Compose, InvertibleTransform, MapTransform, Orientationd, RandAffined, RandFlipd
 from monai.utils import TraceKeys
 
-from meddiff.config import DataConfig, Window
+from meddiff.config import DataConfig
 from meddiff.data.resample import Resampled
 from meddiff.errors import ConfigError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
+from meddiff.intensity_config import Window
 
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}  # the RAS axis that a slice is perpendicular to
 
@@ -144,12 +145,12 @@ def intensity_record(image: MetaTensor) -> tuple[float, float]:
 
 
 def augmentation(data: DataConfig, dims: int) -> Compose | None:
-    """Random flips, rotations, zooms and shifts of (1, *size) under "image", and alike under "label" where there is one.
+    """Random flips, rotations, zooms and shifts of (1, *size) under "image", and alike under "given" and "label" if there.
 
     None where the config asks for none.
     Parameters are drawn by MONAI from the seed of `set_random_state`; edges are continued, never filled with grey.
     """
-    augment, keys = data.augment, ("image", "label")
+    augment, keys = data.augment, ("image", "given", "label")
     acts: list[MapTransform] = []
     if augment.flip:
         if dims == 2 and data.axis == "sagittal":
@@ -167,7 +168,7 @@ def augmentation(data: DataConfig, dims: int) -> Compose | None:
                 rotate_range=[(-angle, angle)] * (3 if dims == 3 else 1),
                 scale_range=[(-augment.zoom, augment.zoom)] * dims,
                 translate_range=[(-augment.shift_mm / s, augment.shift_mm / s) for s in spacing],
-                mode=["bilinear", "nearest"],
+                mode=["bilinear", "bilinear", "nearest"],
                 padding_mode="border",
                 allow_missing_keys=True,
             )

@@ -1,11 +1,12 @@
-"""Denoisers from denoisers: guidance, windows over large volumes, 2D models over 3D volumes, ensembles."""
+"""Denoisers from denoisers: guidance, windows over large volumes, 2D models over 3D volumes, ensembles, latents."""
 
 from collections.abc import Sequence
 from itertools import product
 from operator import itemgetter
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.errors import ConfigError
@@ -89,6 +90,76 @@ def windowed(
         return total / weights
 
     return denoiser
+
+
+class Autoencoder(Protocol):
+    """Images <-> latents, `factor` times smaller along each axis."""
+
+    factor: int
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents of images, each (B, C, *latents)."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The images of latents."""
+        ...
+
+
+class Latent(nn.Module):
+    """A denoiser of latents that knows the images they stand for; see `latent`."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, denoise: Denoiser, autoencoder: Autoencoder, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        super().__init__()
+        self.denoise, self.autoencoder = denoise, autoencoder
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("std", torch.tensor(std))
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return len(self.mean)
+
+    @property
+    def factor(self) -> int:
+        """Voxels along each axis that a latent stands for."""
+        return self.autoencoder.factor
+
+    def forward(self, z: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
+        """`E[z0 | z]`, of the shape of z."""
+        return self.denoise(z, sigma, cond)
+
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the latents of images (B, 1, *spatial), in the units of the denoiser."""
+        mean, deviation = self.autoencoder.encode(x)
+        return (mean - self._wide(self.mean, mean)) / self._wide(self.std, mean), deviation / self._wide(self.std, mean)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """The images (B, 1, *spatial) of latents (B, C, *latents)."""
+        return self.autoencoder.decode(z * self._wide(self.std, z) + self._wide(self.mean, z))
+
+    def _wide(self, values: Tensor, like: Tensor) -> Tensor:
+        return values.to(like).view(-1, *[1] * (like.ndim - 2))
+
+
+def latent(
+    denoise: Denoiser,  # of latents in units of `std` around `mean`
+    autoencoder: Autoencoder,
+    mean: Sequence[float],  # per latent channel
+    std: Sequence[float],  # per latent channel, above 0
+) -> Latent:
+    """A denoiser whose state is the latent of an image (Rombach et al. 2022): samplers walk over latents, `decode` shows them.
+
+    `decode(D(z, sigma))` is what the denoiser takes the image to be, on the way as at the end.
+    """
+    if not mean or len(mean) != len(std) or min(std) <= 0:
+        raise ConfigError(f"latent() needs a mean and a deviation above 0 per channel; found {mean} and {std}.")
+    return Latent(denoise, autoencoder, mean, std)
 
 
 def _windows(size: int, patch: int, overlap: int, like: Tensor) -> list[tuple[slice, Tensor]]:

@@ -1,4 +1,5 @@
-"""The training losses: one in the network's own output space for images, cross-entropy and Dice for label maps."""
+"""The training losses: one in the network's own output space for images, cross-entropy and Dice for label maps, the nats
+of latents."""
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ def denoising_loss(
     sigma: Tensor,  # (B,)
     cond: Condition | None = None,
     reference: Tensor | None = None,  # (N, C, *spatial): other images that x may come from; see `stable_target`
+    agrees: Tensor | None = None,  # (B, N) which of them have what is known of x0; all unless given
 ) -> Tensor:
     """Mean squared error between the network's output and `model.target`, per case; shape (B,).
 
@@ -22,21 +24,23 @@ def denoising_loss(
     level = sigma.to(x0)
     x = x0 + level.view(-1, *[1] * (x0.ndim - 1)) * eps
     if reference is not None:
-        x0 = stable_target(x, x0, level, reference)
+        x0 = stable_target(x, x0, level, reference, agrees)
     row = model.row(level, x)
     output = model.network(row.c_in * x, row.c_noise, cond)
     return (output.float() - model.target(x0, x, level)).square().flatten(1).mean(1)
 
 
-def stable_target(x: Tensor, x0: Tensor, sigma: Tensor, reference: Tensor) -> Tensor:
+def stable_target(x: Tensor, x0: Tensor, sigma: Tensor, reference: Tensor, agrees: Tensor | None = None) -> Tensor:
     """The posterior mean of x = x0 + sigma * eps (B, C, *spatial) among its own x0 and N reference images; of x's shape.
 
     In place of x0 as the target, it leads to the same denoiser with less noise on the way: at a high sigma x could come from
-    many images, and says little about its own (Xu, Tong and Jaakkola 2023, eq. 6). eps must be Gaussian, and nothing else
-    may be known of x0.
+    many images, and says little about its own (Xu, Tong and Jaakkola 2023, eq. 6). eps must be Gaussian, and of x0 nothing
+    else may be known than what the reference images of `agrees` (B, N) have too, such as their class.
     """
     seen, own, others = x.flatten(1), x0.flatten(1), reference.to(x0).flatten(1)
     apart = torch.cat([(seen - own).square().sum(1, keepdim=True), torch.cdist(seen, others).square()], dim=1)
+    if agrees is not None:
+        apart[:, 1:].masked_fill_(~agrees, torch.inf)
     weights = (-apart / (2 * sigma.to(x0).unsqueeze(1) ** 2)).softmax(1)  # (B, 1 + N)
     return torch.addmm(weights[:, :1] * own, weights[:, 1:], others).view_as(x0)
 
@@ -89,3 +93,9 @@ def label_loss(
     lost = brier.detach() / (1 + square + g.square().sum(2))
     slope = (brier - brier.detach()) / (1 + square + p.detach().sum(2))  # 0, with a gradient
     return torch.add(cross_entropy * entropy, (lost + slope).mean(1), alpha=dice)
+
+
+def kl_divergence(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Nats from N(mean, deviation^2) to N(0, 1), summed over all latents of a case; (B,)."""
+    variance = deviation.float().square()
+    return 0.5 * (mean.float().square() + variance - variance.log() - 1).flatten(1).sum(1)

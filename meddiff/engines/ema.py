@@ -1,9 +1,11 @@
 """The exponential moving average of weights, updated once per optimiser step."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -19,9 +21,20 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take one step towards the weights of `model`; buffers are copied."""
+        """Take one step towards the weights of `model`, on whatever device it is; buffers are copied."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), 1 - decay)
-        for own, other in zip(self.model.buffers(), model.buffers(), strict=True):
-            own.copy_(other)
+        own: list[Tensor] = list(self.model.parameters())
+        others = [other.to(p.device) for p, other in zip(own, model.parameters(), strict=True)]
+        torch._foreach_lerp_(own, others, 1 - decay)
+        for buffer, other in zip(self.model.buffers(), model.buffers(), strict=True):
+            buffer.copy_(other)
+
+    @contextmanager
+    def on(self, device: torch.device) -> Iterator[nn.Module]:
+        """The averaged model on a device to compute with; afterwards back where it was."""
+        before = {p.device for p in self.model.parameters()}
+        self.model.to(device)
+        yield self.model
+        for home in before - {device}:
+            self.model.to(home)

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,19 +15,37 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
 from meddiff.config import Config
-from meddiff.data.loader import Images, augmented, fixed, training_loader
+from meddiff.data.conditions import images_of, learn
+from meddiff.data.latents import LatentImages
+from meddiff.data.loader import Images, augmented, close, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
-from meddiff.data.store import Entry, Store, label_names
+from meddiff.data.store import Entry
 from meddiff.data.transforms import AXES
 from meddiff.engines.card import Card, build_model, build_task, versions
-from meddiff.engines.checkpoint import load_checkpoint, save_checkpoint
+from meddiff.engines.checkpoint import load_checkpoint, refuse_other
 from meddiff.engines.ema import EMA
+from meddiff.engines.interruption import Interruption
+from meddiff.engines.keeper import Keeper
+from meddiff.engines.latents import Codec
+from meddiff.engines.log import write_log
+from meddiff.engines.parallel import lay_out
+from meddiff.engines.processes import first, first_alone
+from meddiff.engines.quarantine import Quarantine
 from meddiff.engines.run import Run
-from meddiff.engines.trainer import choose_device, evaluator, optimizer_for, trainer
-from meddiff.errors import ManifestError
+from meddiff.engines.state import Training
+from meddiff.engines.trainer import (
+    Skips,
+    choose_device,
+    evaluator,
+    held_out_batches,
+    optimizer_for,
+    own_part,
+    trainer,
+)
+from meddiff.errors import ManifestError, RunError
+from meddiff.tasks.synthesis import Synthesis
 from meddiff.tasks.task import Space, Task
 
-LOG_EVERY = 10  # steps
 HELD_OUT = 256  # images, at most, that the held-out loss is measured on
 log = logging.getLogger(__name__)
 
@@ -42,9 +61,11 @@ class Session:
     task: Task
     ema: EMA
     card: Card
-    images: Images  # that it trains on
-    held_out: Images | None  # the split val
+    images: Images | LatentImages  # that it trains on
+    held_out: Images | LatentImages | None  # the split val
     device: torch.device
+    keeper: Keeper
+    denoiser: nn.Module  # the EMA model as it is sampled from: of latents with what decodes them
 
 
 def fit(
@@ -58,83 +79,155 @@ def fit(
 ) -> Run:
     """Train to `train.steps` and leave a complete run folder; bad input is refused before anything is written.
 
-    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU.
+    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU. At a SIGTERM
+    or SIGUSR1 it saves a checkpoint at the step's end and raises Stopped. Under `torchrun` every process calls this.
     """
-    run = Run.open(folder) if resume else Run(folder)
+    with ExitStack() as held:
+        interruption = held.enter_context(Interruption())
+        return _fit(
+            config, Run.open(folder) if resume else Run(folder), resume, force, attach, on_case, interruption, held
+        )
+
+
+def _fit(
+    config: Config,
+    run: Run,
+    resume: bool,
+    force: bool,
+    attach: Sequence[Callable[[Session], None]],
+    on_case: Callable[[Case], None] | None,
+    interruption: Interruption,
+    held: ExitStack,
+) -> Run:
+    train = config.train
+    part = own_part(train)
     if not resume:
         run.refuse_if_taken()
-    device = choose_device(config.train.device)
+    elif first():
+        held.enter_context(run.writing())
+    device = choose_device(train.device)
     manifest = Manifest.read(config.data.manifest)
-    identity = {"config": _digest(config), "manifest": manifest.digest}
-    start, state = load_checkpoint(run.checkpoints, identity, force=force) if resume else (0, None)
+    codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
+    autoencoder = "" if codec is None else codec.card.weights
+    identity = {"config": _digest(config, autoencoder), "manifest": manifest.digest}
+    start, state = _resumed(run, identity, autoencoder, force) if resume else (0, None)
 
-    images = prepare(config, manifest, "train", on_case)
-    held_out = prepare(config, manifest, "val", on_case) if manifest.split("val") else None
+    quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
+    with first_alone():
+        seen = prepare(config, manifest, "train", on_case, quarantine)
+        known = learn(config, manifest)
+        unseen = prepare(config, manifest, "val", on_case, quarantine) if manifest.split("val") else None
+        images, held_out, latents = codec.encoded(seen, unseen, on_case) if codec is not None else (seen, unseen, None)
     if held_out is None:
         log.warning("%s has no cases in the split val: no held-out loss is measured.", config.data.manifest)
 
-    train = config.train
-    sigma_data = _sigma_data(config, images)
+    task = build_task(config, known, augmented(images, train.reference, train.seed) if train.reference else None)
+    sigma_data = _sigma_data(config, images, task)
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
-    model = build_model(config, sigma_data, images.labels).to(device)
-    reference = augmented(images, train.reference, train.seed).to(device) if train.reference else None
-    task = build_task(config, reference)
+    model = build_model(config, sigma_data, seen.labels, known.classes, latents)
     ema = EMA(model, train.ema)
+    lay_out(model, train, device)
+    lay_out(ema.model, train, torch.device(train.ema_device or device))
     optimizer = optimizer_for(model, train)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
-    engine = trainer(model, ema, optimizer, scaler, task, config.diffusion, train, device)
+    skips = Skips()
+    engine = trainer(model, ema, optimizer, scaler, task, config.diffusion, train, device, skips)
+    training = Training(model, ema, optimizer, scaler, skips)
     if state is not None:
-        model.load_state_dict(state["model"])
-        ema.model.load_state_dict(state["ema"])
-        ema.updates = start
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        training.restore(state)
     engine.load_state_dict({"iteration": start, "max_epochs": 1, "epoch_length": train.steps})
 
-    run.begin(config, manifest)
     card = Card(
         sigma_data=sigma_data,
         space=_space(config, images.entries),
-        labels={name: images.cases[0].labels[name] for name in images.labels},
+        latents=latents,
+        labels=known.labels,
+        classes=known.classes,
+        covariates=known.covariates,
         manifest=manifest.digest,
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        limits=config.audit.digest,
     )
-    session = Session(run, config, engine, model, task, ema, card, images, held_out, device)
-
-    def save() -> None:
-        step = engine.state.iteration
-        state = {
-            "model": model.state_dict(),
-            "ema": ema.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(),
-        }
-        save_checkpoint(run.checkpoints, step, state, identity)
-        run.save_model(ema.model, card.model_copy(update={"step": step}))
-
+    if first():
+        if not resume:
+            held.enter_context(run.writing())
+            run.refuse_if_taken()
+        run.begin(config, manifest, start)
+        if codec is not None:
+            codec.copy_to(run)
+        if state is not None:  # a kill may have come between the weights and their card
+            run.save_model(state["ema"], card.model_copy(update={"step": start}))
+    quarantine.write(run, start)
+    keeper = Keeper(
+        run, training, card, images, identity, train.keep_checkpoints, quarantine, interruption, saved=start
+    )
+    denoiser = ema.model if codec is None or latents is None else codec.denoiser(ema.model, latents)
+    session = Session(run, config, engine, model, task, ema, card, images, held_out, device, keeper, denoiser)
+    keeper.watch(engine)
     if held_out is not None:
         _measure(session, fixed(held_out, HELD_OUT))
-    _write_log(session)
+    if first():
+        write_log(run, engine, train.steps)
     for handler in attach:
         handler(session)
-    engine.add_event_handler(Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps)), save)
+    every = Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps))
+    engine.add_event_handler(every, keeper.save)
     if start < train.steps:
-        engine.run(training_loader(images, train.batch, start, train.steps, train.seed))
+        loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
+        try:
+            engine.run(loader)
+        except (RuntimeError, ConnectionError, EOFError) as e:
+            raise _explained(e, keeper.saved) from e
+        finally:
+            close(loader)
     return run
 
 
-def prepare(config: Config, manifest: Manifest, split: str, on_case: Callable[[Case], None] | None = None) -> Images:
+def _resumed(run: Run, identity: dict[str, str], autoencoder: str, force: bool) -> tuple[int, dict[str, Any] | None]:
+    """Step and state to go on from; step 0 without a state where the run was stopped before its first checkpoint."""
+    if any(run.checkpoints.glob("step_*.pt")):
+        return load_checkpoint(run.checkpoints, identity, force=force)
+    if not force:
+        own = {"config": _digest(run.config(), autoencoder), "manifest": run.manifest().digest}
+        refuse_other(str(run.config_path), own, identity)
+    log.warning("%s: was stopped before its first checkpoint; it starts again.", run.folder)
+    return 0, None
+
+
+def _explained(error: Exception, saved: int) -> Exception:
+    """What the user can do about an error that torch raises when another process is gone; others as they are."""
+    text = str(error)
+    go_on = f"The checkpoint of step {saved} is whole; go on from it with --resume." if saved else "Start again."
+    if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):
+        what = text.splitlines()[0] if text else type(error).__name__
+        return RunError(
+            f"A loader process ended ({what}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
+        )
+    if isinstance(error, torch.distributed.DistError) or "gloo" in text:
+        return RunError(f"Another process of this run ended; its own message says why. {go_on}")
+    return error
+
+
+def prepare(
+    config: Config,
+    manifest: Manifest,
+    split: str,
+    on_case: Callable[[Case], None] | None = None,
+    quarantine: Quarantine | None = None,  # takes the cases that cannot be read; without it they are errors
+) -> Images:
     """The images of one split, preprocessed; ManifestError where the split is empty."""
     cases = manifest.split(split)
     if not cases:
         raise ManifestError(
             f"{config.data.manifest}: has no case in the split {split}. Scan again with another --split, or add cases."
         )
-    labels = label_names(manifest, config.data) if config.task == "segmentation" else ()
-    entries = Store(config.data, labels).prepare(manifest, cases, on_case)
-    return Images(manifest, cases, config.data, config.network.spatial_dims, entries, labels)
+
+    def build(cases: Sequence[Case]) -> Images:
+        return images_of(config, learn(config, manifest), manifest, cases, on_case)
+
+    return build(cases) if quarantine is None else quarantine.readable(cases, build)
 
 
 def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
@@ -142,20 +235,40 @@ def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
     return lambda engine, step: step % n == 0 or step == last
 
 
-def _digest(config: Config) -> str:
-    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards."""
-    elsewhere = {"sample": True, "evaluate": True, "data": {"manifest", "cache", "workers"}}
+def _digest(config: Config, autoencoder: str = "") -> str:
+    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards.
+
+    `autoencoder` is the SHA-256 of the weights that `diffusion.latent` names.
+    """
+    elsewhere = {
+        "sample": True,
+        "evaluate": True,
+        "data": {"manifest", "cache", "workers", "unreadable_limit"},
+        "diffusion": {"latent"},
+        "train": {
+            "device",
+            "checkpoint_every",
+            "validate_every",
+            "preview_every",
+            "keep_checkpoints",
+            "nonfinite_limit",
+            "parallel",
+            "compile",
+            "channels_last",
+            "ema_device",
+        },
+    }
     tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
-    for key in ("device", "checkpoint_every", "validate_every", "preview_every"):
-        del tree["train"][key]
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256((json.dumps(tree, sort_keys=True) + autoencoder).encode()).hexdigest()
 
 
-def _sigma_data(config: Config, images: Images) -> float:
-    """The standard deviation of the training images in model units, over at most 256 of them."""
+def _sigma_data(config: Config, images: Images | LatentImages, task: Task) -> float:
+    """The standard deviation of what is drawn, in model units, over at most 256 training images."""
     if config.diffusion.sigma_data != "auto":
         return config.diffusion.sigma_data
-    return round(float(fixed(images, 256)["image"].std()), 4)
+    batch = fixed(images, 256)
+    drawn = task.x0(batch) if isinstance(task, Synthesis) else batch["image"]
+    return round(float(drawn.std()), 4)
 
 
 def _space(config: Config, entries: Sequence[Entry]) -> Space:
@@ -177,48 +290,16 @@ def _space(config: Config, entries: Sequence[Entry]) -> Space:
 def _measure(session: Session, items: dict[str, Tensor]) -> None:
     """Attach the held-out loss of the EMA weights, in `engine.state.metrics["held_out"]`."""
     train, batch = session.config.train, session.config.train.batch
-    task = build_task(session.config)  # without the reference: the loss itself, whatever it was trained with
+    # without the reference: the loss itself, whatever it was trained with
+    task = build_task(session.config, session.card.known)
     judge = evaluator(session.ema.model, task, session.config.diffusion, session.device, train.precision)
-    starts = range(0, len(items["image"]), batch)
-    batches = [({name: value[i : i + batch] for name, value in items.items()}, i) for i in starts]
+    batches = held_out_batches(items, batch)
 
     def measure(engine: Engine) -> None:
-        engine.state.metrics["held_out"] = float(judge.run(batches).metrics["loss"])
+        with session.ema.on(session.device):
+            engine.state.metrics["held_out"] = float(judge.run(batches).metrics["loss"])
+        session.keeper.measured = engine.state.iteration
 
     session.engine.add_event_handler(
         Events.ITERATION_COMPLETED(event_filter=_every(train.validate_every, train.steps)), measure
     )
-
-
-def _write_log(session: Session) -> None:
-    """Attach log.jsonl and TensorBoard: the mean loss of the last steps, the rate, the held-out loss when it is new."""
-    from torch.utils.tensorboard import SummaryWriter
-
-    engine, train = session.engine, session.config.train
-    writer = SummaryWriter(str(session.run.tensorboard))
-    losses: list[float] = []
-    noted: list[float | None] = [None]  # the held-out loss that is in the log already; it stays for others to show
-    began = [time.monotonic()]
-
-    def note(engine: Engine) -> None:
-        output: dict[str, float] = engine.state.output  # type: ignore[assignment]
-        losses.append(output["loss"])
-        step = engine.state.iteration
-        if step % LOG_EVERY and step != train.steps:
-            return
-        now = time.monotonic()
-        rate = len(losses) / max(now - began[0], 1e-9)
-        record = {"step": step, "loss": sum(losses) / len(losses), "lr": output["lr"], "grad_norm": output["grad_norm"]}
-        engine.state.metrics["loss"] = record["loss"]
-        if engine.state.metrics.get("held_out") != noted[0]:
-            record["held_out"] = noted[0] = engine.state.metrics["held_out"]
-        for name, value in record.items():
-            if name != "step":
-                writer.add_scalar(name, value, step)
-        with session.run.log_path.open("a") as file:
-            file.write(json.dumps({**record, "steps_per_s": rate}) + "\n")
-        losses.clear()
-        began[0] = now
-
-    engine.add_event_handler(Events.ITERATION_COMPLETED, note)
-    engine.add_event_handler(Events.COMPLETED, lambda: writer.close())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from meddiff.errors import DicomError
+from meddiff.imaging.body_parts import Face
 from meddiff.imaging.dicom_file import Refusal, read_all, read_slices
 from meddiff.imaging.dicom_header import RefusedError
 from meddiff.imaging.dicom_pixels import read_planes
@@ -38,6 +39,7 @@ class Series:
     volume: int | None = None  # which of the volumes in its files, where they hold several
     repairs: tuple[str, ...] = ()  # that were needed, see REPAIRS
     inverted: bool = False  # stored as MONOCHROME1
+    face: Face = "kept"
 
 
 def find_series(
@@ -150,4 +152,5 @@ def _described(stack: Stack, volume: int | None) -> Series:
         volume=volume,
         repairs=stack.repairs,
         inverted=any(one.inverted is not None for one in stack.slices),
+        face=max((one.face for one in stack.slices), key=("not applicable", "removed", "kept").index),
     )

@@ -4,24 +4,26 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
-    EnhancedPETImageStorage,
+    RTDoseStorage,
     RTStructureSetStorage,
     SegmentationStorage,
 )
 
+from meddiff.imaging.dicom_dose import dose
 from meddiff.imaging.dicom_frames import ENHANCED, enhanced
 from meddiff.imaging.dicom_header import RefusedError, read_header
 from meddiff.imaging.dicom_mosaic import mosaic
 from meddiff.imaging.dicom_slice import Slice, classic, modality_of
 
 BATCH = 64  # files that a process takes at a time
-PATIENCE_S = 3.0  # to start other processes takes a good part of this
+PATIENCE_S = 1.0  # to start other processes takes a good part of this
 LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"  # newer than pydicom's list
 OTHERS = {
     SegmentationStorage: ("segmentation", "It is a segmentation of images that are not here; scan it with its images."),
@@ -30,10 +32,7 @@ OTHERS = {
         "contours",
         "It holds contours (RTSTRUCT) on images that are not here; scan it with its images.",
     ),
-    EnhancedPETImageStorage: (
-        "enhanced-pet", "Enhanced PET is not read, as its SUV cannot be computed; export it as single-frame images."
-    ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ def read_slices(path: Path) -> list[Slice]:
     try:
         if uid in ENHANCED:
             return enhanced(path, read_header(path, whole=True))
+        if uid == RTDoseStorage:
+            return dose(path, header)
         modality = modality_of(header)
         if modality == "MR" and "MOSAIC" in header.text("ImageType").split("\\"):
             return mosaic(path, header)
@@ -150,10 +151,25 @@ def _results(batches: Sequence[Sequence[Path]], workers: int) -> Iterator[tuple[
     for done, batch in enumerate(batches):
         taken = time.monotonic() - start
         if workers > 1 and done and taken / done * (len(batches) - done) > PATIENCE_S:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork copies locks of threads
-                yield from pool.map(_batch, batches[done:])
+            yield from _together(batches[done:], workers)
             return
         yield _batch(batch)
+
+
+def _together(batches: Sequence[Sequence[Path]], workers: int) -> Iterator[tuple[list[Slice], list[Refusal]]]:
+    """What each batch holds, in order: this process reads on from the first while others start, and then take from the last."""
+    pool = ProcessPoolExecutor(workers - 1, mp_context=get_context("spawn"))  # fork copies locks of threads
+    try:
+        futures = [pool.submit(_batch, batch) for batch in reversed(batches)]
+        for batch, future in zip(batches, reversed(futures), strict=True):
+            try:
+                yield _batch(batch) if future.cancel() else future.result()
+            except (
+                BrokenProcessPool
+            ):  # one was killed, for instance for memory: the batch may have nothing to do with it
+                yield _batch(batch)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _batch(paths: Sequence[Path]) -> tuple[list[Slice], list[Refusal]]:

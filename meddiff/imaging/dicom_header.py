@@ -37,6 +37,8 @@ KEYWORDS = (
     "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "Rows", "Columns", "PixelSpacing", "BitsAllocated",
     "BitsStored", "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleIntercept",
     "RescaleSlope", "RescaleType", "CorrectedImage", "FrameReferenceTime", "Units", "DecayCorrection", "SUVType",
+    "BodyPartExamined", "DeidentificationMethod", "AttenuationCorrected", "DecayCorrected", "DecayCorrectionDateTime",
+    "DoseUnits", "DoseType", "DoseSummationType", "GridFrameOffsetVector", "DoseGridScaling",
 )  # fmt: skip
 SEQUENCES = (  # what makes a file one for pydicom where it is needed
     "RadiopharmaceuticalInformationSequence", "ReferencedSeriesSequence",
@@ -125,6 +127,8 @@ def read_header(path: Path, *, whole: bool = False) -> Header:
     """
     try:
         with BoundedFile(path) as file:
+            _refuse_program(file.read(132))
+            file.seek(0)
             for buffer in () if whole else BUFFERS:
                 found = _walk(file.read(buffer), file.size)
                 file.seek(0)
@@ -175,6 +179,15 @@ def plain(value: object) -> tuple[Scalar, ...]:
     if isinstance(value, int):
         return (int(value),)
     return (float(value),) if isinstance(value, float) else (_component(str(value)),)
+
+
+def _refuse_program(start: bytes) -> None:
+    """PS3.10 7.1 leaves the first 128 bytes to whoever writes the file: it may be a program as well as an image."""
+    if start[128:] == b"DICM" and start.startswith((b"MZ", b"\x7fELF", b"#!")):
+        raise RefusedError(
+            "program",
+            "It begins as a program does, and can be run as one; have it looked at, or clear its first 128 bytes.",
+        )
 
 
 def _refuse_deflated(syntax: str) -> None:

@@ -1,5 +1,6 @@
 """A label map in DICOM, whichever of its kinds, on the grid of its image."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydicom.uid import RTStructureSetStorage
@@ -12,10 +13,10 @@ from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
 
-def read_label(path: Path, grid: Geometry) -> tuple[Volume, dict[int, str]]:
-    """The label map of a SEG or RTSTRUCT and the names of its labels; DicomError or GeometryError as theirs."""
+def read_label(path: Path, grid: Geometry, regions: Sequence[str] = ()) -> tuple[Volume, dict[int, str]]:
+    """The label map of a SEG or RTSTRUCT, of all its regions or of these, and their names; DicomError or GeometryError as theirs."""
     try:
         kind = read_header(path).sop_class
     except RefusedError as e:
         raise DicomError(f"{path}: {e.detail}") from e
-    return read_rtstruct(path, grid) if kind == RTStructureSetStorage else read_seg(path, grid)
+    return (read_rtstruct if kind == RTStructureSetStorage else read_seg)(path, grid, regions)

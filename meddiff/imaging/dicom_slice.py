@@ -5,6 +5,7 @@ All header values are converted here, once, so that nothing bad surfaces later.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.config import IGNORE
@@ -15,6 +16,7 @@ from pydicom.uid import (
     PositronEmissionTomographyImageStorage,
 )
 
+from meddiff.imaging.body_parts import FACE_REMOVED, Face, may_show_face
 from meddiff.imaging.dicom_header import BEFORE_PIXELS, Header, RefusedError, read_header
 from meddiff.imaging.dicom_suv import suv_factor
 
@@ -53,9 +55,15 @@ class Slice:
     rescale: tuple[float, float]  # slope, intercept
     padding: tuple[int, int] | None  # stored values, both included, that are no measurement (PS3.3 C.7.5.1.1.2)
     inverted: int | None  # MONOCHROME1: lowest + highest stored value that the bits can hold
+    face: Face
     frame: int = 0  # index among the frames of its file
     frames: int = 1
     tiles: int = 1  # along a side of the sheet, in a mosaic, where `frame` counts the tiles
+
+    @property
+    def name(self) -> str:
+        """The file's name, with the frame where it has several."""
+        return self.path.name if self.frames * self.tiles == 1 else f"{self.path.name}, frame {self.frame + 1}"
 
 
 def classic(path: Path, header: Header, modality: str) -> Slice:
@@ -70,18 +78,11 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         slope, intercept = slope * factor, intercept * factor
     thickness = (header.number("SliceThickness"), header.number("SpacingBetweenSlices"))
     return Slice(
-        path=path,
-        patient_id=header.text("PatientID"),
-        study_uid=header.text("StudyInstanceUID"),
-        series_uid=header.text("SeriesInstanceUID"),
-        frame_uid=header.text("FrameOfReferenceUID"),
-        description=header.text("SeriesDescription"),
+        **common(path, header),
         modality=modality,
         unit=unit,
         apart=tuple(header.text(keyword) for keyword in APART),
         further=tuple(header.text(keyword) for keyword in SPLIT_KEYS),
-        rows=header.count("Rows"),
-        columns=header.count("Columns"),
         orientation=cosines(header.numbers("ImageOrientationPatient", 6)),
         position=header.numbers("ImagePositionPatient", 3),
         pixel_spacing=spacing(header.numbers("PixelSpacing", 2)),
@@ -90,6 +91,21 @@ def classic(path: Path, header: Header, modality: str) -> Slice:
         padding=padding(header),
         inverted=inversion(header, modality),
     )
+
+
+def common(path: Path, header: Header) -> dict[str, Any]:
+    """What all slices of one file share."""
+    return {
+        "path": path,
+        "patient_id": header.text("PatientID"),
+        "study_uid": header.text("StudyInstanceUID"),
+        "series_uid": header.text("SeriesInstanceUID"),
+        "frame_uid": header.text("FrameOfReferenceUID"),
+        "description": header.text("SeriesDescription"),
+        "rows": header.count("Rows"),
+        "columns": header.count("Columns"),
+        "face": face_of(header),
+    }
 
 
 def check_image(header: Header, image_type: str) -> None:
@@ -198,13 +214,21 @@ def inversion(header: Header, modality: str) -> int | None:
     return -1 if header.count("PixelRepresentation") else (1 << header.count("BitsStored", 16)) - 1
 
 
+def face_of(header: Header) -> Face:
+    """Whether a scan may show a face: by the part of the body, and by what de-identification wrote into the file."""
+    if not may_show_face(header.text("BodyPartExamined")):
+        return "not applicable"
+    return "removed" if FACE_REMOVED in header.values.get("DeidentificationMethod", ()) else "kept"
+
+
 def modality_of(header: Header) -> str:
     """CT, MR or PT of a classic image; RefusedError for what is no scan."""
     uid = header.sop_class
     modality, stated = MODALITY.get(uid), header.text("Modality") or "unknown"
     if modality is None or stated != modality:
         raise RefusedError(
-            "not-a-scan", f"{uid.name} of modality {stated} is not read, only CT, MR and PET images are; leave it out."
+            "not-a-scan",
+            f"{uid.name} of modality {stated} is not read, only images of CT, MR and PET and doses are; leave it out.",
         )
     if header.count("NumberOfFrames", 1) > 1:
         raise RefusedError(

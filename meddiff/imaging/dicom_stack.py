@@ -165,7 +165,7 @@ def _index(slices: Sequence[Slice], gaps: np.ndarray, fill: bool) -> np.ndarray:
         at = int(gaps.argmin())
         raise RefusedError(
             "duplicate-position",
-            f"{slices[at].path.name} and {slices[at + 1].path.name} lie at the same place: copies, or several volumes "
+            f"{slices[at].name} and {slices[at + 1].name} lie at the same place: copies, or several volumes "
             "without a tag that tells them apart. Remove one of them.",
         )
     step = float(np.quantile(gaps, 0.5, method="lower"))  # one of the gaps, also where their number is even
@@ -184,7 +184,7 @@ def _index(slices: Sequence[Slice], gaps: np.ndarray, fill: bool) -> np.ndarray:
     remedy = ", or scan with --fill-gaps" if fillable else ""
     raise RefusedError(
         "irregular-spacing",
-        f"Slices {at + 1} ({slices[at].path.name}) and {at + 2} ({slices[at + 1].path.name}) are {gaps[at]:.3f} mm "
+        f"Slices {at + 1} ({slices[at].name}) and {at + 2} ({slices[at + 1].name}) are {gaps[at]:.3f} mm "
         f"apart, the others {step:.3f} mm; {guess}. Complete the series{remedy}, or leave it out.",
     )
 
@@ -214,7 +214,7 @@ def _line(
         at = int(off.argmax())
         raise RefusedError(
             "irregular-spacing",
-            f"Slice {at + 1} ({slices[at].path.name}) lies {off[at]:.3f} mm beside its place in an even stack. "
+            f"Slice {at + 1} ({slices[at].name}) lies {off[at]:.3f} mm beside its place in an even stack. "
             "Export the series again, or leave it out.",
         )
     return (along * normal, beside) if tilted else (between, np.zeros(3))

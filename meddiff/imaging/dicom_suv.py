@@ -3,6 +3,7 @@
 After the vendor-neutral pseudo-code of the Quantitative Imaging Biomarkers Alliance (FDG-PET/CT profile, appendix G).
 """
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 
 from pydicom.dataset import Dataset
@@ -29,17 +30,44 @@ def suv_factor(header: Header) -> float:
         return weight * 1000 / dose
     if decay != "START":
         raise _refused(f"DecayCorrection is {decay or 'missing'}; START or ADMIN is needed")
+    return weight * 1000 / (dose * _left(agent, _injection(agent, header), _scan_start(header)))
+
+
+def enhanced_suv_factor(header: Header, used: Collection[int]) -> float:
+    """What one Bq/ml of an enhanced image is in SUVbw, g/ml (PS3.3 C.8.22); RefusedError names what is missing.
+
+    `used` are the numbers of the radiopharmaceuticals in the frame; without any, the file may name one only.
+    """
+    missing = [name for name in ("AttenuationCorrected", "DecayCorrected") if header.text(name) != "YES"]
+    if missing:
+        raise _refused(" and ".join(f"{name} is {header.text(name) or 'missing'}, not YES" for name in missing))
+    weight = _positive(header.number("PatientWeight"), "PatientWeight")
+    agent = _agent(header, used)
+    dose = _positive(_number(agent, "RadionuclideTotalDose"), "RadionuclideTotalDose")
+    injected = _moment(str(agent.get("RadiopharmaceuticalStartDateTime") or ""), "RadiopharmaceuticalStartDateTime")
+    corrected = _moment(header.text("DecayCorrectionDateTime"), "DecayCorrectionDateTime")
+    return weight * 1000 / (dose * _left(agent, injected, corrected))
+
+
+def _left(agent: Dataset, injected: datetime, corrected: datetime) -> float:
+    """The share of the dose that is left at the moment to which decay is corrected."""
     half_life = _positive(_number(agent, "RadionuclideHalfLife"), "RadionuclideHalfLife")
-    waited = (_scan_start(header) - _injection(agent, header)).total_seconds()
+    waited = (corrected - injected).total_seconds()
     if not 0 <= waited <= 24 * 3600:
-        raise _refused(f"The scan starts {waited:.0f} s after the injection; from 0 to a day is plausible")
-    return weight * 1000 / (dose * 2 ** (-waited / half_life))
+        raise _refused(f"Decay is corrected to {waited:.0f} s after the injection; from 0 to a day is plausible")
+    return 2 ** (-waited / half_life)
 
 
-def _agent(header: Header) -> Dataset:
-    agents = header.dataset.get("RadiopharmaceuticalInformationSequence") if header.dataset else None
-    if not agents or len(agents) != 1:
-        raise _refused("RadiopharmaceuticalInformationSequence is missing, or names several agents")
+def _agent(header: Header, used: Collection[int] = ()) -> Dataset:
+    agents = list(header.dataset.get("RadiopharmaceuticalInformationSequence") or []) if header.dataset else []
+    if used:
+        agents = [one for one in agents if one.get("RadiopharmaceuticalAgentNumber") in used]
+    if len(agents) != 1:
+        raise _refused(
+            f"RadiopharmaceuticalInformationSequence is missing, or names {len(agents)} agents of it, not one"
+            if used
+            else "RadiopharmaceuticalInformationSequence is missing, or names several agents"
+        )
     return agents[0]
 
 

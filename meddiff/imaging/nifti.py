@@ -8,6 +8,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
@@ -16,6 +17,7 @@ from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from meddiff.errors import GeometryError, NiftiError
+from meddiff.imaging.body_parts import FACE_REMOVED, Face
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
@@ -62,11 +64,21 @@ def read_nifti(path: str | Path, *, label: bool = False, modality: str = "OT") -
     return Volume(array, geometry, modality, unit)
 
 
-def nifti_geometry(path: str | Path) -> tuple[Geometry, np.dtype]:
-    """Grid and stored data type from the header alone; NiftiError as in `read_nifti`."""
+@dataclass(frozen=True)
+class NiftiFacts:
+    """What a header says of its volume."""
+
+    geometry: Geometry
+    stored: np.dtype
+    face: Face | None  # "removed" where `deidentify --strip-face` did; NIfTI does not say else
+
+
+def nifti_facts(path: str | Path) -> NiftiFacts:
+    """Grid, stored data type and face from the header alone; NiftiError as in `read_nifti`."""
     path = Path(path)
     image = _parse(path, _content(path, only_header=True))
-    return _geometry(path, image), image.get_data_dtype()
+    said = bytes(image.header["descrip"].item()).rstrip(b"\0").decode("latin-1")
+    return NiftiFacts(_geometry(path, image), image.get_data_dtype(), "removed" if said == FACE_REMOVED else None)
 
 
 def write_nifti(path: str | Path, volume: Volume) -> None:
@@ -76,16 +88,26 @@ def write_nifti(path: str | Path, volume: Volume) -> None:
     out where the affine has a shear. The same volume gives the same bytes; the file has its name only when it is whole.
     NiftiError for labels that do not fit 32 bits.
     """
-    path = Path(path)
+    _write(Path(path), _stored(path, volume), volume.geometry)
+
+
+def nifti_gz(what: object, volume: Volume, description: str = "") -> bytes:
+    """What `write_nifti` writes as `.nii.gz`, in memory, with a text of at most 79 characters in `descrip`.
+
+    `what` names the volume in errors.
+    """
+    return _zipped(_encoded(_stored(what, volume), volume.geometry, description))
+
+
+def _stored(what: object, volume: Volume) -> np.ndarray:
+    """The voxels in the type that they are written in."""
     array = volume.array
-    if np.issubdtype(array.dtype, np.integer):
-        low, high = int(array.min()), int(array.max())
-        if max(high, -low) > LARGEST_LABEL:
-            raise NiftiError(f"{path}: labels from {low} to {high} do not fit 32 bits. Renumber the labels.")
-        array = array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
-    else:
-        array = array.astype(np.float32)
-    _write(path, array, volume.geometry)
+    if not np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.float32)
+    low, high = int(array.min()), int(array.max())
+    if max(high, -low) > LARGEST_LABEL:
+        raise NiftiError(f"{what}: labels from {low} to {high} do not fit 32 bits. Renumber the labels.")
+    return array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
 
 
 def write_nifti_channels(path: str | Path, channels: np.ndarray, geometry: Geometry) -> None:
@@ -95,16 +117,25 @@ def write_nifti_channels(path: str | Path, channels: np.ndarray, geometry: Geome
     _write(Path(path), np.moveaxis(channels, 0, -1).astype(np.float32), geometry)
 
 
-def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def _encoded(array: np.ndarray, geometry: Geometry, description: str = "") -> bytes:
     image = nib.Nifti1Image(array, geometry.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
     image.set_sform(geometry.affine, code=1)
     image.set_qform(geometry.affine, code=1)
     if _apart_mm(geometry, Geometry(geometry.shape, image.get_qform())) > _forms_tolerance_mm(geometry):
         image.set_qform(None, code=0)  # a quaternion cannot hold a shear
-    content = image.to_bytes()
+    return image.to_bytes()
+
+
+def _zipped(content: bytes) -> bytes:
+    return gzip.compress(content, compresslevel=6, mtime=0)
+
+
+def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    content = _encoded(array, geometry)
     if path.name.endswith(".gz"):
-        content = gzip.compress(content, compresslevel=6, mtime=0)
+        content = _zipped(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")  # opened by the user's umask: a scan may be private
     try:
@@ -129,7 +160,7 @@ def nifti_without_text(path: str | Path, blank: Callable[[Path], np.ndarray] | N
     """The inflated bytes of a single-file NIfTI with a header of numbers only, and the same voxel bytes.
 
     `descrip`, `aux_file`, `db_name`, `intent_name`, extensions and what follows the voxels are gone. Where `blank` marks
-    voxels of a scan of three axes, they get its lowest stored value. NiftiError as in `read_nifti`.
+    voxels of a scan of three axes, they get its lowest stored value, and `descrip` says so. NiftiError as in `read_nifti`.
     """
     path = Path(path)
     raw = _content(path)
@@ -144,6 +175,7 @@ def nifti_without_text(path: str | Path, blank: Callable[[Path], np.ndarray] | N
     if blank is not None:
         stored = np.frombuffer(voxels, old.get_data_dtype()).copy()
         stored[blank(path).ravel(order="F")] = stored.min()
+        new["descrip"] = FACE_REMOVED
         voxels = stored.tobytes()
     return bytes(new.binaryblock) + bytes(4) + voxels
 

@@ -53,13 +53,21 @@ def error_auroc(entropy: Array, error: Array, mask: Array | None = None) -> floa
     values, wrong = on_one_grid(entropy, error, "entropy and error")
     inside = _inside(mask, values)
     values, wrong = finite(values[inside], "entropy"), as_mask(wrong[inside])
-    positive = np.count_nonzero(wrong)
-    negative = wrong.size - positive
-    if not (positive and negative):
+    return auroc(values, wrong)
+
+
+def auroc(score: np.ndarray, positive: np.ndarray) -> float:
+    """Probability that a positive has a higher score than a negative, ties counting half; 0.5 without one of both.
+
+    `score` (n,) finite, `positive` (n,) boolean.
+    """
+    count = np.count_nonzero(positive)
+    negative = positive.size - count
+    if not (count and negative):
         return 0.5
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (count.cumsum() - (count - 1) / 2)[place]  # from 1; equal values share the mean of their ranks
-    return float((ranks[wrong].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    _, place, often = np.unique(score, return_inverse=True, return_counts=True)
+    ranks = (often.cumsum() - (often - 1) / 2)[place]  # from 1; equal values share the mean of their ranks
+    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * negative))
 
 
 def energy_distance(

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-6  # of every GroupNorm, MONAI's
-SPREAD = (
     (0, 0, 1),
     (0, 1, 1),
     (1, 1, 0),
@@ -133,9 +132,9 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.conv.weight, self.conv.bias
-        spread = x.new_tensor(SPREAD, dtype=weight.dtype)
         for axis in range(2, weight.ndim):
-            weight = torch.tensordot(weight, spread, dims=([axis], [1])).movedim(-1, axis)
+            first, middle, last = weight.unbind(axis)
+            weight = torch.stack([last, middle + last, first + middle, first], axis)
         transposed = F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d
         return transposed(x, weight.transpose(0, 1), bias, stride=2, padding=1)
 

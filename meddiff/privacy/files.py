@@ -19,12 +19,12 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from meddiff.data.layouts.found import nifti_stem
 from meddiff.data.layouts.pairs import LABEL
 from meddiff.errors import ImageError
+from meddiff.imaging.body_parts import FACE_REMOVED, may_show_face
 from meddiff.imaging.dicom_write import IMPLEMENTATION
 from meddiff.privacy.clean import Cleaner
 from meddiff.privacy.keyed import Keyed
 from meddiff.privacy.pixels import DRAWN, TOMOGRAPHIC, QuarantinedError, check_burned_in, clean_pixels, find_text
 from meddiff.privacy.tables import allowed
-from meddiff.privacy.vocabulary import BODY_PARTS, HEAD
 
 HEADER = [
     "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID", "BodyPartExamined",
@@ -81,6 +81,8 @@ def deidentified(
         study = str(dataset.StudyInstanceUID)
         cleaner = Cleaner(rules, keyed, keyed.person(str(dataset.get("PatientID") or ""), study), retain_device)
         out = cleaner(dataset)
+        if blank is not None:
+            out.DeidentificationMethod = [out.DeidentificationMethod, FACE_REMOVED]
         if pixels is not None:
             out["PixelData"].value = pixels
             out["PixelData"].is_undefined_length = syntax.is_compressed
@@ -117,8 +119,7 @@ def _look_dicom(path: Path, keyed: Keyed) -> Look:
         raise QuarantinedError("no-uid", "It has no UID of study, series or instance. Export it again.")
     person = keyed.person(str(header.get("PatientID") or ""), study)
     group = f"{person.name}/{keyed.uid(study)}/{keyed.uid(series)}"
-    part = str(header.get("BodyPartExamined") or "").strip().upper()
-    face = rules.modality in TOMOGRAPHIC | DRAWN and (part in HEAD or part not in BODY_PARTS)
+    face = rules.modality in TOMOGRAPHIC | DRAWN and may_show_face(str(header.get("BodyPartExamined") or ""))
     kind = UID(str(header.SOPClassUID)).name
     return Look(path, f"{group}/{keyed.uid(instance)}.dcm", group, kind, rules.modality, face)
 

@@ -137,9 +137,10 @@ class _Work:
         if any(one.modality not in ("CT", "MR") for one in job):
             raise QuarantinedError("face-not-removed", "Faces are removed from CT and MR series only. Leave it out.")
         series, refused = find_series([one.path for one in job])
-        if refused:
+        if refused or any(len(one.files) != one.geometry.shape[2] for one in series):
             raise QuarantinedError(
-                "face-not-removed", "Its series is no single volume, so its face is not found. Leave it out."
+                "face-not-removed",
+                "Its series is no volume of single images, so its face is not found. Convert it, or leave it out.",
             )
         masks: dict[Path, np.ndarray] = {}
         for one in series:

@@ -1,6 +1,6 @@
 """Pictures of what a model does, as PNG: grids of images, the forward and the reverse process, sets side by side."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -9,11 +9,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from torch import Tensor
-
-from meddiff.imaging.volume import Volume
-from meddiff.tasks.task import Space
 
 METADATA = {"Software": "meddiff"}  # without it matplotlib writes its own version, and the bytes change with it
 
@@ -34,29 +30,26 @@ def view(image: Tensor) -> np.ndarray:
 
 def mosaic(images: Tensor, columns: int) -> np.ndarray:
     """The pictures of images (n, C, *spatial) in rows of `columns`, a line between them; values -1 to 1."""
-    pictures = [np.pad(view(image), 1, constant_values=-1) for image in images]
-    pictures += [np.full_like(pictures[0], -1)] * (-len(pictures) % columns)
-    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    return tiled([view(image) for image in images], columns)
+
+
+def tiled(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures of one size in rows of `columns`, a line between them; values -1 to 1."""
+    framed = [np.pad(picture, 1, constant_values=-1) for picture in pictures]
+    framed += [np.full_like(framed[0], -1)] * (-len(framed) % columns)
+    rows = [np.concatenate(framed[i : i + columns], axis=1) for i in range(0, len(framed), columns)]
     return np.concatenate(rows)
 
 
 def save_mosaic(path: Path, images: Tensor, columns: int, zoom: int = 2) -> None:
     """A PNG of a mosaic, -1 black and 1 white, each voxel `zoom` pixels wide."""
+    save_grey(path, mosaic(images, columns), zoom)
+
+
+def save_grey(path: Path, picture: np.ndarray, zoom: int = 1) -> None:
+    """A PNG of a picture, -1 black and 1 white, each value `zoom` pixels wide."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    pixels = mosaic(images, columns).repeat(zoom, 0).repeat(zoom, 1)
-    plt.imsave(path, pixels, cmap="gray", vmin=-1, vmax=1, metadata=METADATA)
-
-
-def write_png(space: Space) -> Callable[[Path, Volume], Path]:
-    """A writer of volumes as `stem.png`: 8 bits over the intensities that the model was trained on."""
-
-    def write(stem: Path, volume: Volume) -> Path:
-        values = torch.from_numpy(volume.array).squeeze()[None] * space.scale + space.offset
-        path = stem.with_name(f"{stem.name}.png")
-        plt.imsave(path, view(values), cmap="gray", vmin=-1, vmax=1, metadata=METADATA)
-        return path
-
-    return write
+    plt.imsave(path, picture.repeat(zoom, 0).repeat(zoom, 1), cmap="gray", vmin=-1, vmax=1, metadata=METADATA)
 
 
 def save_panels(path: Path, panels: Sequence[tuple[str, Tensor]], columns: int) -> None:

@@ -59,6 +59,17 @@ def restored_pictures(clean: Tensor, degraded: Tensor, results: Mapping[str, Ten
     return [Picture(name.replace(", ", "\n"), view(images[at]), (-1, 1)) for name, images in shown.items()]
 
 
+def reconstructed_pictures(image: Tensor, decoded: Tensor) -> list[Picture]:
+    """The slice in the middle of a case (B, 1, *spatial), in model units: image, reconstruction, and their difference."""
+    at = len(image) // 2
+    a, b = view(image[at]), view(decoded[at])
+    return [
+        Picture("image", a, (-1, 1)),
+        Picture("reconstruction", b, (-1, 1)),
+        Picture("difference", b - a, (-0.2, 0.2), "coolwarm"),
+    ]
+
+
 def save_restored(path: Path, volume: Volume, result: Clean, axis: str) -> None:
     """Rows of slices: the scan, the restored one, what was taken away, the standard deviation of the samples."""
     limits = _limits(result.image.array)

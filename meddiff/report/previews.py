@@ -1,6 +1,6 @@
 """Pictures while a run trains: the same noise each time, so that only the model changes from one to the next."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import inf
 from pathlib import Path
 
@@ -10,14 +10,19 @@ from torch import Tensor
 
 from meddiff.data.loader import fixed
 from meddiff.diffusion.answered import Restored
+from meddiff.diffusion.compose import Latent
 from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
+from meddiff.diffusion.samplers import OnStep
 from meddiff.engines.fit import Session
 from meddiff.engines.predict import draw_samples, sigma_grid
+from meddiff.engines.processes import first
+from meddiff.networks.autoencoder import Autoencoder
 from meddiff.report.figures import save_mosaic, save_panels, save_process
 from meddiff.seeds import generator
 from meddiff.tasks.restoration import answer
+from meddiff.tasks.synthesis import Synthesis
 
 SHOWN = {2: 16, 3: 2}  # samples in a preview, by the network's dimensions
 GIVEN = {2: 8, 3: 2}  # images with a condition in a preview
@@ -25,20 +30,24 @@ STAGES = 8  # columns of the pictures of the process
 
 
 def previews(session: Session) -> None:
-    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for synthesis also the two processes.
+    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for diffusion of images also the two processes.
 
-    Synthesis shows samples. Segmentation and restoration show what they do with a few held-out images, or training images
-    where no split was held out.
+    Synthesis shows samples. The other tasks show what they do with a few held-out images, or training images where no
+    split was held out. Of several processes all draw, since each may hold a share of the model, and the first saves.
     """
     if session.config.task != "synthesis":
         _attach(session, _given(session))
         return
-    session.engine.add_event_handler(
-        Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
-    )
     _attach(session, lambda path: save_preview(session, path))
+    if session.config.baseline is not None:
+        return
+    if first():
+        session.engine.add_event_handler(
+            Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
+        )
     session.engine.add_event_handler(
-        Events.COMPLETED, lambda: save_reverse(session, session.run.previews / "reverse.png")
+        Events.COMPLETED,
+        lambda: _with_average(session, lambda: save_reverse(session, session.run.previews / "reverse.png")),
     )
 
 
@@ -48,9 +57,14 @@ def _attach(session: Session, save: Callable[[Path], None]) -> None:
     def show() -> None:
         step = session.engine.state.iteration
         if step % every == 0 or step == last:
-            save(session.run.previews / f"step_{step:08d}.png")
+            _with_average(session, lambda: save(session.run.previews / f"step_{step:08d}.png"))
 
     session.engine.add_event_handler(Events.ITERATION_COMPLETED, show)
+
+
+def _with_average(session: Session, act: Callable[[], None]) -> None:
+    with session.ema.on(session.device):
+        act()
 
 
 def _given(session: Session) -> Callable[[Path], None]:
@@ -58,7 +72,8 @@ def _given(session: Session) -> Callable[[Path], None]:
     images = session.held_out or session.images
     batch = fixed(images, 2 * GIVEN[session.config.network.spatial_dims] + 1)
     batch = {name: value[1::2] for name, value in batch.items()}  # the ends of a volume show little
-    return lambda path: (save_labels if images.labels else save_restored)(session, batch, path)
+    save = {"segmentation": save_labels, "restoration": save_restored, "autoencoder": save_reconstructed}
+    return lambda path: save[session.config.task](session, batch, path)
 
 
 @torch.no_grad()
@@ -76,7 +91,8 @@ def save_labels(session: Session, batch: dict[str, Tensor], path: Path) -> None:
         ("First answer", p.argmax(1, keepdim=True) * grey - 1),
         ("Doubt", 1 - 2 * p.amax(1, keepdim=True)),
     ]
-    save_panels(path, panels, 1)
+    if first():
+        save_panels(path, panels, 1)
 
 
 @torch.no_grad()
@@ -88,15 +104,37 @@ def save_restored(session: Session, batch: dict[str, Tensor], path: Path) -> Non
     assert cond is not None
     assert cond.image is not None
     m, _, _ = answer(model, cond.map(lambda v: v.to(session.device)))
-    save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
+    if first():
+        save_panels(path, [("Clean", x0), ("Degraded", cond.image[:, :1]), ("First answer", m.cpu())], 1)
+
+
+@torch.no_grad()
+def save_reconstructed(session: Session, batch: dict[str, Tensor], path: Path) -> None:
+    """Columns of images and what is left of them after encoding and decoding."""
+    model, image = session.ema.model, batch["image"]
+    assert isinstance(model, Autoencoder)
+    decoded = model.decode(model.encode(image.to(session.device))[0], image.shape[2:]).cpu()
+    if first():
+        save_panels(path, [("Image", image), ("Reconstruction", decoded)], 1)
 
 
 def save_preview(session: Session, path: Path) -> None:
     """A mosaic of samples with fixed seeds."""
     count = SHOWN[session.config.network.spatial_dims]
+    samples = torch.stack(list(_drawn(session, count)))
+    if first():
+        save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
+
+
+def _drawn(session: Session, count: int, on_step: OnStep | None = None) -> Iterator[Tensor]:
+    """Samples with fixed seeds, asked for what is known of as many held-out images, or training images."""
+    cond = None
+    if session.config.condition.any:
+        assert isinstance(session.task, Synthesis)
+        batch = fixed(session.held_out or session.images, count)
+        cond, count = session.task.condition(batch), len(batch["image"])
     names = [f"preview_{i}" for i in range(count)]
-    samples = torch.stack(list(draw_samples(session.ema.model, session.config, names, session.config.train.seed)))
-    save_mosaic(path, samples.clamp(-1, 1), columns=8 if count > 8 else 1, zoom=3)
+    return draw_samples(session.denoiser, session.config, names, session.config.train.seed, cond=cond, on_step=on_step)
 
 
 def save_forward(session: Session, path: Path) -> None:
@@ -104,7 +142,7 @@ def save_forward(session: Session, path: Path) -> None:
     image = fixed(session.images, 3)["image"][-2 if len(session.images) > 2 else 0]
     sigmas = _stages(sigma_grid(session.config.sample)).flip(0)
     eps = draw(session.config.diffusion.noise, image.shape, [generator(0, "forward")])[0]
-    rows = [("x", [image + s * eps for s in sigmas])]
+    rows = [("x", [_shown(session, image + s * eps) for s in sigmas])]
     save_process(path, "Forward process of one training image", rows, [f"$\\sigma$ = {s:.3g}" for s in sigmas])
 
 
@@ -114,15 +152,22 @@ def save_reverse(session: Session, path: Path) -> None:
     denoised: list[Tensor] = []
 
     def keep(i: int, x: Tensor, d: Tensor) -> None:
-        states.append(x[0].cpu())
-        denoised.append(d[0].cpu())
+        states.append(_shown(session, x[0]))
+        denoised.append(_shown(session, d[0]))
 
-    config = session.config
-    list(draw_samples(session.ema.model, config, ["preview_0"], config.train.seed, on_step=keep))
-    sigmas = sigma_grid(config.sample)[1:]
+    list(_drawn(session, 1, keep))
+    if not first():
+        return
+    sigmas = sigma_grid(session.config.sample)[1:]
     chosen = torch.linspace(0, len(states) - 1, min(STAGES, len(states))).round().long().tolist()
     rows = [("x", [states[i] for i in chosen]), ("D(x)", [denoised[i] for i in chosen])]
     save_process(path, "Reverse process of one sample", rows, [f"$\\sigma$ = {sigmas[i]:.3g}" for i in chosen])
+
+
+@torch.no_grad()
+def _shown(session: Session, x: Tensor) -> Tensor:
+    """The state of a sampler (C, *size) as an image: decoded where it is a latent."""
+    return (session.denoiser.decode(x[None].to(session.device))[0] if isinstance(session.denoiser, Latent) else x).cpu()
 
 
 def _stages(sigmas: Tensor) -> Tensor:

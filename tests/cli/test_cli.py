@@ -73,6 +73,27 @@ def test_the_road_from_dicom_to_samples(tmp_path, capsys, config):
     assert run(capsys, "train", config, "-o", tmp_path / "run", "--resume", "--force", "--set", "train.steps=8")[0] == 0
 
 
+def test_the_road_from_a_class_to_pairs_variants_and_a_diagnosis(tmp_path, capsys, config):
+    train = ["train", config, "--quiet", "--set", "condition.classes={label: lesion, voxels: 1}"]
+    assert run(capsys, *train, "-o", tmp_path / "pairs", "--set", "data.paired=true")[0] == 0
+    sample = ["sample", tmp_path / "pairs", "-n", 2, "-o", tmp_path / "set", "--class", "lesion", "--guidance", 2]
+    assert run(capsys, *sample, "--format", "dicom")[0] == 0
+    record = json.loads((tmp_path / "set" / "sample_00001.json").read_text())
+    assert (record["asked"], record["evaluations"]) == ({"class": "lesion"}, 10)
+    assert run(capsys, "info", tmp_path / "set" / "manifest.jsonl")[0] == 0
+    code, said = run(capsys, "sample", tmp_path / "pairs", "-n", 2, "-o", tmp_path / "no", "--class", "tumour")
+    assert (code, "'tumour' is unknown; choose one of no lesion, lesion" in said) == (2, True)
+    assert not (tmp_path / "no").exists()
+    code, said = run(capsys, "augment", tmp_path / "pairs", cohort(), "-o", tmp_path / "v", "--split", "val")
+    assert (code, "2 variants of 2 cases" in said) == (0, True)
+    assert run(capsys, *train, "-o", tmp_path / "images")[0] == 0
+    code, said = run(capsys, "evaluate", tmp_path / "images", "--diagnosis", "--split", "train", "-o", tmp_path / "d")
+    assert code == 0, said
+    found = json.loads((tmp_path / "d" / "diagnosis.json").read_text())
+    assert found["n"] == len((tmp_path / "d" / "probabilities.csv").read_text().splitlines()) - 1
+    assert 0 <= found["metrics"]["auroc/lesion"]["value"] <= 1
+
+
 def test_scan_twice_gives_the_same_bytes(tmp_path, capsys):
     run(capsys, "phantom", tmp_path / "d", "--patients", 3, "--size", 16)
     (tmp_path / "one").mkdir()
@@ -97,6 +118,9 @@ def test_scan_twice_gives_the_same_bytes(tmp_path, capsys):
         (["train", "c.yaml", "-o", "texts"], "not empty and is not a run"),
         (["train", "c.yaml", "-o", "run", "--set", "train.precision=fp16"], "fp16 needs a CUDA device"),
         (["sample", "texts", "-n", "1", "-o", "s"], "is not a run folder"),
+        (["audit", "texts", "texts", "-o", "a"], "is not a run folder"),
+        (["release", "texts", "-o", "r"], "is no synthetic set"),
+        (["decrypt", "texts/a.txt", "-o", "d", "--key", "nokey"], "nokey: the key cannot be read"),
         (["info", "nowhere"], "does not exist"),
         (["info", "texts"], "holds no run, manifest"),
         (["phantom", "texts", "--patients", "2"], "not an empty folder"),
@@ -131,6 +155,10 @@ def test_bad_input_is_one_clear_message_and_changes_nothing(tmp_path, capsys, mo
         "segment",
         "restore",
         "evaluate",
+        "audit",
+        "release",
+        "encrypt",
+        "decrypt",
         "info",
     ],
 )
@@ -174,3 +202,11 @@ def test_repairs_of_a_scan_are_asked_for_and_told(tmp_path, capsys):
     assert "cases repaired: 1 by fill-gaps" in said
     repaired = [json.loads(line)["repairs"] for line in (tmp_path / "m.jsonl").read_text().splitlines()]
     assert sorted(repaired) == [[], [], ["fill-gaps"]]
+
+
+def test_the_command_line_starts_without_the_libraries_of_its_commands():
+    """Each process that reads headers imports it again, and so does every --help."""
+    heavy = ("torch", "monai", "numpy", "pydicom", "nibabel", "pydantic")
+    code = f"import sys, meddiff.cli; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

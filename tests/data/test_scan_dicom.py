@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import shutil
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,30 @@ def test_contours_that_cannot_be_filled_and_references_that_cannot_be_read_are_r
     assert [(one.path, one.reason) for one in refused] == [("rt.dcm", "label-ambiguous")]
 
 
+@pytest.mark.parametrize("kind", ["rtstruct", "seg"])
+def test_regions_are_chosen_by_name_and_put_in_order_at_the_scan(tmp_path, kind):
+    volume, files = ct(tmp_path / "in" / "a")
+    if kind == "rtstruct":
+        rois = drawn(volume) | {4: ("BODY", [contour(placed(volume.geometry, box((0, 0), (5, 4)), 2))])}
+        write_rtstruct(tmp_path / "in" / "rt.dcm", files[0], rois)
+        truth = np.zeros(volume.array.shape)
+        truth[:, :, 2], truth[0, 0, 2] = 2, 1
+    else:
+        write_seg(tmp_path / "in" / "seg.dcm", lesion(volume), {1: "body", 3: "tumour"}, files)
+        truth = np.select([lesion(volume).array == 3, lesion(volume).array == 1], [1, 2])
+    with pytest.raises(ManifestError, match="'gtv' occurs twice; give each region once"):
+        scan([tmp_path / "in"], key=KEY, regions=["GTV", "body|gtv"])
+    cases, refused = scan([tmp_path / "in"], key=KEY, regions=["gtv|Tumour", "Body"])
+    assert refused == []
+    manifest = written(tmp_path, cases, refused)
+    (case,) = manifest.cases
+    assert (case.regions, case.labels) == (("gtv|Tumour", "Body"), {"background": 0, "gtv": 1, "Body": 2})
+    np.testing.assert_array_equal(load_label(manifest, case).array, truth)
+    (case,), (one,) = scan([tmp_path / "in"], key=KEY, regions=["gtv", "liver"])
+    assert (case.label, case.regions, one.reason) == (None, (), "label-unreadable")
+    assert "0 of its regions are called 'gtv', and one is needed; it has" in one.detail
+
+
 def test_a_repair_is_recorded_and_made_again_when_the_case_is_loaded(tmp_path):
     volume, files = ct(tmp_path / "in" / "a")
     write_seg(tmp_path / "in" / "seg.dcm", lesion(volume), {1: "liver", 3: "tumour"}, files)
@@ -164,7 +190,10 @@ def test_a_manifest_without_repairs_keeps_the_digest_that_it_had(tmp_path):
     (case,) = manifest.cases
     other = Manifest((case.model_copy(update={"repairs": ("fill-gaps",)}),), manifest.folder)
     assert other.digest != manifest.digest
-    before = case.model_dump(mode="json", exclude={"image": {"__all__": {"path", "files", "volume"}}, "repairs": True})
+    before = case.model_dump(
+        mode="json",
+        exclude={"image": {"__all__": {"path", "files", "volume"}}, "repairs": True, "regions": True, "face": True},
+    )
     text = json.dumps([before], sort_keys=True, separators=(",", ":"))
     assert manifest.digest == hashlib.sha256(text.encode()).hexdigest()
 
@@ -199,3 +228,26 @@ def test_any_number_of_processes_finds_the_same(tmp_path, monkeypatch):
     )
     assert told[-1] == (len(paths), len(paths))
     assert told == sorted(told)
+
+
+def test_a_process_that_dies_loses_no_file(monkeypatch):
+    class Dead:
+        """A pool whose process was killed."""
+
+        def __init__(self, *_, **__):
+            pass
+
+        def submit(self, *_):
+            future = Future()
+            future.set_exception(BrokenProcessPool())
+            return future
+
+        def shutdown(self, **_):
+            pass
+
+    paths = sorted(path for path in MEDIUM.rglob("*") if path.is_file())
+    alone = find_series(paths)
+    for name, value in (("BATCH", 5), ("PATIENCE_S", 0.0), ("ProcessPoolExecutor", Dead)):
+        monkeypatch.setattr(dicom_file, name, value)
+    series, refused = find_series(paths, workers=2)
+    assert ([one.files for one in series], refused) == ([one.files for one in alone[0]], alone[1])

@@ -1,8 +1,9 @@
 import pytest
 import torch
 from oracles import gaussian
+from torch.testing import assert_close
 
-from meddiff.diffusion.compose import averaged, guided, slicewise, windowed
+from meddiff.diffusion.compose import averaged, guided, latent, slicewise, windowed
 from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.samplers import dpmpp_2m
 from meddiff.diffusion.sigmas import karras
@@ -98,3 +99,36 @@ def test_impossible_windows_are_refused():
         windowed(gaussian(), (8, 8), (8, 2))
     with pytest.raises(ConfigError, match="patch of 2 axes, the image has 3"):
         windowed(gaussian(), (8, 8), (2, 2))(torch.zeros(1, 1, 9, 9, 9), SIGMA)
+
+
+class Halved:
+    """An exact autoencoder of two voxels in one: their scaled sum and difference."""
+
+    factor = 2
+
+    def encode(self, x):
+        pairs = x.unflatten(2, (-1, 2))
+        z = torch.cat([pairs.sum(3), pairs.diff(dim=3)[..., 0]], dim=1) / 2**0.5
+        return 3 * z + 5, torch.ones_like(z)
+
+    def decode(self, z):
+        total, apart = ((z - 5) / 3).chunk(2, dim=1)
+        return torch.stack([total - apart, total + apart], dim=3).flatten(2, 3) / 2**0.5
+
+
+def test_latents_of_gaussian_images_are_denoised_as_the_images_are():
+    """The autoencoder turns images and adds nothing: white noise stays white, and the best denoiser is a Gaussian's."""
+    best = gaussian()
+    model = latent(best, Halved(), mean=[5.0, 5.0], std=[3.0, 3.0])
+    assert (model.channels, model.factor) == (2, 2)
+    x, sigma = torch.randn(3, 1, 8), torch.tensor([0.1, 1.0, 10.0])
+    z, deviation = model.encode(x)
+    assert_close(deviation, torch.full_like(z, 1 / 3))
+    assert_close(model.decode(z), x)
+    assert_close(model.decode(model(z, sigma)), best(x, sigma))
+
+
+@pytest.mark.parametrize(("mean", "std"), [([], []), ([0.0], [1.0, 1.0]), ([0.0], [0.0])])
+def test_latents_without_units_are_refused(mean, std):
+    with pytest.raises(ConfigError, match="a mean and a deviation above 0 per channel"):
+        latent(gaussian(), Halved(), mean, std)

@@ -14,7 +14,6 @@ import pytest
 import SimpleITK as sitk
 from irregular import PADDING, Folder, pad, pet, plane
 from pydicom.data import get_testdata_file
-from pydicom.uid import EnhancedPETImageStorage
 
 from meddiff.errors import DicomError
 from meddiff.imaging.dicom import find_series, read_series
@@ -200,9 +199,7 @@ def test_pet_that_is_suv_already_stays_as_it_is(tmp_path):
     np.testing.assert_allclose(values.T, plane(0) * 3.5, rtol=1e-6)
 
 
-def test_enhanced_pet_and_contours_are_refused_by_name(tmp_path):
-    path = Folder(tmp_path).add(0, SOPClassUID=EnhancedPETImageStorage)
-    assert reasons([path]) == {"enhanced-pet"}
+def test_contours_without_their_image_are_refused_by_name(tmp_path):
     path = Folder(tmp_path).add(0, SOPClassUID="1.2.840.10008.5.1.4.1.1.481.3")
     assert reasons([path]) == {"contours"}
 

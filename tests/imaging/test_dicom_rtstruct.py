@@ -125,9 +125,55 @@ def test_a_contour_between_slices_is_refused_with_its_distance(tmp_path, head):
     refused(tmp_path, head, {1: ("a", [contour(tilted)])}, "reaches 9 mm from slice 3")
 
 
-def test_rois_that_overlap_are_refused_with_both_names(tmp_path, head):
+def test_rois_that_cross_are_refused_with_both_names(tmp_path, head):
     rois = {1: ("liver", [(box((2, 2), (9, 9)), 0)]), 5: ("tumour", [(box((8, 8), (12, 12)), 0)])}
-    refused(tmp_path, head, rois, r"ROI 1 \(liver\) and ROI 5 \(tumour\) share 4 voxels, .* Export ROIs that do not")
+    share = r"ROI 1 \(liver\) and ROI 5 \(tumour\) share 4 voxels, neither lies in the other, .* Scan with --regions"
+    refused(tmp_path, head, rois, share)
+    refused(tmp_path, head, rois | {3: ("body", [(box((0, 0), (20, 20)), 0)])}, share)
+    same = {1: ("liver", [(box((2, 2), (9, 9)), 0)]), 5: ("tumour", [(box((2, 2), (9, 9)), 0)])}
+    refused(tmp_path, head, same, r"ROI 1 \(liver\) and ROI 5 \(tumour\) share 64 voxels")
+
+
+@pytest.mark.parametrize("numbers", [(1, 2, 3, 4), (4, 3, 2, 1), (2, 4, 1, 3)])
+def test_an_roi_in_another_is_cut_out_of_it(tmp_path, head, numbers):
+    body, liver, tumour, lung = numbers
+    rois = {
+        body: ("body", [(box((1, 1), (20, 20)), k) for k in (0, 1)]),
+        liver: ("liver", [(box((2, 2), (9, 9)), 0)]),
+        tumour: ("tumour", [(box((4, 4), (5, 6)), 0)]),
+        lung: ("lung", [(box((12, 12), (14, 15)), 1)]),
+    }
+    label, _ = read_rtstruct(structures(tmp_path, head, rois), head[1])
+    truth = np.zeros((32, 32, 8))
+    truth[1:21, 1:21, :2] = body
+    truth[2:10, 2:10, 0], truth[4:6, 4:7, 0], truth[12:15, 12:16, 1] = liver, tumour, lung
+    np.testing.assert_array_equal(label.array, truth)
+
+
+def test_an_roi_that_those_in_it_fill_is_told(tmp_path, head, caplog):
+    halves = {2: ("left", [(box((1, 1), (4, 8)), 0)]), 3: ("right", [(box((5, 1), (8, 8)), 0)])}
+    rois = halves | {1: ("lungs", [(box((1, 1), (8, 8)), 0)])}
+    label, names = read_rtstruct(structures(tmp_path, head, rois), head[1])
+    assert (np.unique(label.array).tolist(), names[1]) == ([0, 2, 3], "lungs")
+    assert "ROI 1 (lungs) is filled by the ROIs in it and has no voxel of its own" in caplog.text
+
+
+def test_regions_are_labels_in_their_order_and_the_first_wins(tmp_path, head):
+    rois = {
+        1: ("Liver", [(box((2, 2), (9, 9)), 0)]),
+        5: ("GTV-1", [(box((8, 8), (12, 12)), 0)]),
+        9: ("couch", [(box((2, 2), (9, 9)), 3.5)]),  # between slices, which matters to nobody who leaves it out
+    }
+    path = structures(tmp_path, head, rois)
+    label, names = read_rtstruct(path, head[1], ["tumour|gtv-1", "liver"])
+    truth = np.zeros((32, 32, 8))
+    truth[2:10, 2:10, 0], truth[8:13, 8:13, 0] = 2, 1
+    np.testing.assert_array_equal(label.array, truth)
+    assert names == {1: "tumour", 2: "liver"}
+    other, _ = read_rtstruct(path, head[1], ["liver", "tumour|gtv-1"])
+    assert (other.array[8:10, 8:10, 0] == 1).all()
+    with pytest.raises(DicomError, match=r"2 of its regions are called 'liver\|gtv-1', and one is needed"):
+        read_rtstruct(path, head[1], ["liver|gtv-1"])
 
 
 def test_points_and_open_contours_are_ignored_and_counted(tmp_path, head, caplog):

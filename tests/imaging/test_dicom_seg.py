@@ -340,7 +340,7 @@ def test_what_is_no_readable_seg_is_refused(tmp_path, files):
         read_seg(tmp_path / "d.dcm")
 
 
-def test_overlapping_segments_are_refused(tmp_path, files):
+def test_overlapping_segments_are_refused_unless_regions_put_them_in_order(tmp_path, files):
     grid = read_series(files).geometry
     path = write_seg(tmp_path / "a.dcm", Volume(np.ones(grid.shape, np.uint8), grid), {1: "lesion", 2: "csf"}, files)
     seg = pydicom.dcmread(path)
@@ -349,8 +349,13 @@ def test_overlapping_segments_are_refused(tmp_path, files):
         group.PlanePositionSequence[0] = seg.PerFrameFunctionalGroupsSequence[k - k % 2].PlanePositionSequence[0]
     seg.SegmentsOverlap = "YES"
     seg.save_as(path)
-    with pytest.raises(DicomError, match="do not overlap"):
+    with pytest.raises(DicomError, match=r"do not overlap.*--regions"):
         read_seg(path)
+    for order in (["csf", "lesion"], ["lesion", "csf"]):  # both fill every second slice, so that the first has it all
+        label, names = read_seg(path, regions=order)
+        assert names == {1: order[0], 2: order[1]}
+        assert (label.array[..., ::2] == 1).all()
+        assert not label.array[..., 1::2].any()
 
 
 def test_a_segmentation_is_not_left_half_written(tmp_path, files, monkeypatch):

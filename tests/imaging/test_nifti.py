@@ -8,7 +8,7 @@ import pytest
 
 from meddiff.errors import NiftiError
 from meddiff.imaging.geometry import Geometry
-from meddiff.imaging.nifti import nifti_geometry, read_nifti, write_nifti
+from meddiff.imaging.nifti import nifti_facts, read_nifti, write_nifti
 from meddiff.imaging.volume import Volume
 
 SHEARED = np.array([[1.9, 0.3, 0.1, -40], [-0.3, 1.8, 0.4, 12], [0.05, -0.5, 2.9, 7], [0, 0, 0, 1]])
@@ -27,7 +27,7 @@ def test_volume_survives_a_round_trip(volume, tmp_path, name):
     np.testing.assert_array_equal(again.array, volume.array)
     np.testing.assert_array_equal(again.geometry.affine, volume.geometry.affine)
     assert (again.modality, again.unit, again.array.dtype) == ("CT", "HU", np.float32)
-    assert nifti_geometry(tmp_path / name)[0].close(volume.geometry, 0)
+    assert nifti_facts(tmp_path / name).geometry.close(volume.geometry, 0)
 
 
 def test_the_same_volume_gives_the_same_bytes(volume, tmp_path):

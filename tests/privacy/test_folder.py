@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections import Counter
@@ -17,6 +18,7 @@ from pydicom.data import get_testdata_file
 
 from meddiff.cli import main
 from meddiff.data import files
+from meddiff.data.scan import scan
 from meddiff.errors import PrivacyError
 from meddiff.imaging.dicom import find_series, read_series
 from meddiff.imaging.dicom_write import Identity, write_series
@@ -197,6 +199,9 @@ def test_the_face_is_removed_and_the_brain_stays(tmp_path, source):
     audit = json.loads((tmp_path / "out" / "audit.json").read_text())
     assert Counter(one["face"] for one in audit["series"]) == {"removed": 3, "not applicable": 1}
     after, _ = find_series(list((tmp_path / "out").rglob("*.dcm")))
+    cases, _ = scan([tmp_path / "out"], key=KEY)
+    assert Counter(case.face for case in cases) == {"removed": 3}
+    assert {case.face for case in scan([source], key=KEY)[0]} == {"kept", None}
     for n, modality in ((0, "CT"), (1, "MR")):
         truth = phantom(n, modality=modality.lower(), size=64, slices=24)
         (new,) = [read_series(one.files) for one in after if one.modality == modality]
@@ -208,9 +213,10 @@ def test_the_face_is_removed_and_the_brain_stays(tmp_path, source):
     assert (read_nifti(image).array != phantom(2, modality="mr", size=64, slices=24).image.array).any()
 
 
-def test_a_head_whose_face_is_not_found_stays_behind(tmp_path):
+@pytest.mark.parametrize("name", ["CT_small.dcm", "eCT_Supplemental.dcm"])
+def test_a_head_whose_face_is_not_found_stays_behind(tmp_path, name):
     (tmp_path / "in").mkdir()
-    shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "in" / "a.dcm")
+    shutil.copy(get_testdata_file(name, download=False), tmp_path / "in" / "a.dcm")
     (one,) = deidentify(tmp_path / "in", tmp_path / "out", KEY, Options(strip_face=True))
     assert one.reason == "face-not-removed"
     assert set(written(tmp_path / "out")) == {"audit.json"}
@@ -295,7 +301,8 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, source, monkeypatch):
     real, calls = os.fsync, []
 
     def full(descriptor):
-        calls.append(descriptor)
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            calls.append(descriptor)
         if len(calls) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(descriptor)

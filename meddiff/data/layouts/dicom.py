@@ -10,8 +10,10 @@ from meddiff.data.layouts.found import Channel, Found, Reading, refuse
 from meddiff.errors import DicomError
 from meddiff.imaging.dicom import Refusal, Series, find_series
 from meddiff.imaging.dicom_dir import is_directory, read_directory
+from meddiff.imaging.dicom_dose import RTDOSE
 from meddiff.imaging.dicom_file import References, references
 from meddiff.imaging.dicom_header import RefusedError
+from meddiff.imaging.dicom_person import person
 
 LABELS = ("segmentation", "contours")  # why files that may be label maps are in no series
 
@@ -48,9 +50,11 @@ def find(root: Path, files: Sequence[Path], reading: Reading | None = None) -> t
             one.patient_id.strip() or one.study_uid,
             (Channel(one.modality, one.files, series=True, volume=one.volume),),
             labels.get(at),
+            classes=person(one.files[0], how.record) if how.record else {},
             geometry=one.geometry,
             unit=one.unit,
             repairs=one.repairs,
+            face=one.face,
         )
         for at, one in enumerate(series)
     ]
@@ -90,13 +94,16 @@ def _labels(series: Sequence[Series], refused: Sequence[Refusal]) -> tuple[dict[
 
 
 def _fits(one: Series, own: References) -> bool:
-    """Whether a segmentation is of this series: by name, and in no other frame of reference (PS3.3 C.7.4.1)."""
+    """Whether a segmentation is of this series: by name, and in no other frame of reference (PS3.3 C.7.4.1).
+
+    A dose, which is in the frame of reference of its image, must be named.
+    """
     if one.patient_id != own.patient_id:
         return False
     known = bool(one.frame_uid and own.frame_uid)
     if known and one.frame_uid != own.frame_uid:
         return False
-    return one.uid in own.series if own.series else known
+    return one.uid in own.series if own.series else known and one.modality != RTDOSE
 
 
 def _directory(refusal: Refusal) -> Refusal:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from meddiff.data.manifest import Split
 from meddiff.errors import ManifestError
+from meddiff.imaging.body_parts import Face
 from meddiff.imaging.dicom import Refusal
 from meddiff.imaging.geometry import Geometry
 
@@ -41,6 +42,8 @@ class Found:
     geometry: Geometry | None = None  # None: in the NIfTI header
     unit: str | None = None  # None: the usual one of the modality
     repairs: tuple[str, ...] = ()  # that reading the series needs
+    face: Face | None = None  # None: in the NIfTI header, if anywhere
+    regions: tuple[str, ...] = ()  # that were chosen of a DICOM label map
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -55,6 +58,7 @@ class Reading:
     repairs: tuple[str, ...] = ()  # of `imaging.dicom.REPAIRS`, that may be made
     workers: int = 1  # processes
     progress: Callable[[int, int], None] | None = None  # told (headers read, headers to read)
+    record: tuple[str, ...] = ()  # of `imaging.dicom_person.ATTRIBUTES`, that become classes of the case
 
 
 class Layout(Protocol):
