@@ -8,11 +8,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 EPS = 1e-6  # of every GroupNorm, MONAI's
-    (0, 0, 1),
-    (0, 1, 1),
-    (1, 1, 0),
-    (1, 0, 0),
-)  # taps of the transposed convolution from those of the convolution
 MAX_PERIOD = 10000  # of the noise embedding, as in Ho et al. 2020
 
 
