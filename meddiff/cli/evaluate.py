@@ -9,7 +9,7 @@ import typer
 
 from meddiff.cli.console import Quiet, begin, progress, show, tell
 from meddiff.cli.diagnosis import diagnose_run
-from meddiff.cli.over import made
+from meddiff.cli.over import writable
 
 if TYPE_CHECKING:
     from meddiff.engines.run import Run
@@ -62,7 +62,7 @@ def command(
     from meddiff.errors import ConfigError
 
     opened = Run.open(run)
-    made(output)
+    writable(output)
     if diagnosis:
         diagnose_run(opened, output, split, seed, device, limit, quiet)
         return

@@ -26,17 +26,14 @@ def with_options(config: "Config", run: Path, task: str, **given: Any) -> "Confi
     return parse_config(tree, f"{run} with the options given")
 
 
-def made(folder: Path) -> Path:
-    """The folder for results, there before the work begins; RunError where it cannot be made or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+def writable(folder: Path) -> Path:
+    """The folder for results, which need not be there yet; RunError where it could not be made or written."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise RunError(f"{folder}: cannot be made ({nearest} is a file). Choose a folder that you may write with -o.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(
-            f"{folder}: cannot be made ({error.strerror}). Choose a folder that you may write with -o."
-        ) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise RunError(
-            f"{folder}: cannot be written, its rights forbid it. Choose a folder that you may write with -o."
+            f"{folder}: cannot be written, the rights of {nearest} forbid it. Choose a folder that you may write with -o."
         )
     return folder
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
-from meddiff.cli.over import each, made, with_options
+from meddiff.cli.over import each, with_options, writable
 
 if TYPE_CHECKING:
     from meddiff.data.inputs import Scan
@@ -59,7 +59,7 @@ def command(
     config = with_options(opened.config(), run, "segmentation", samples=samples, steps=steps)
     model, card = opened.load_model(choose_device(device))
     scans, refused = find_scans(inputs, split)
-    made(output)
+    writable(output)
     with progress(quiet) as bar:
 
         def one(scan: "Scan") -> None:

@@ -59,11 +59,11 @@ def test_runs_and_tissues_come_into_one_table(runs, tmp_path, capsys):
     whole = json.loads((tmp_path / "a" / "metrics.json").read_text())
     assert set(whole["methods"]) == {"samples", "baseline vae"}
     assert whole["methods"]["samples"]["sliced_wasserstein"]["value"] == whole["sliced_wasserstein"]
-    rows = list(csv.DictReader((tmp_path / "a" / "methods.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "a" / "methods.csv").read_text().splitlines()))
     kid = {r["method"]: r for r in rows if r["metric"] == "encoder/kid"}
     assert float(kid["samples"]["low"]) <= float(kid["samples"]["value"]) <= float(kid["samples"]["high"])
     assert kid["samples"]["train"] == kid["baseline vae"]["train"]
-    tissues = list(csv.DictReader((tmp_path / "a" / "tissues.csv").open()))
+    tissues = list(csv.DictReader((tmp_path / "a" / "tissues.csv").read_text().splitlines()))
     # the set that was given is the training set itself
     synthetic, training = (
         [{k: v for k, v in r.items() if k != "set"} for r in tissues if r["set"] == kind]
