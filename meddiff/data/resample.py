@@ -6,6 +6,7 @@ of the time. A sheared volume (a tilted gantry) is left to MONAI, which straight
 """
 
 from collections.abc import Hashable, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ class Resampled(MapTransform, InvertibleTransform):
             own = np.linalg.norm(affine[:3, :3], axis=0)
             cosines = (affine[:3, :3] / own).T @ (affine[:3, :3] / own) - np.eye(3)
             if np.abs(cosines).max() > RIGHT_ANGLE:
-                result |= self.of_sheared({key: image})
+                result[key] = cast(MetaTensor, self.of_sheared({key: image})[key])
                 continue
             steps = np.nan_to_num(
                 self.spacing_mm / own, nan=1.0
@@ -53,7 +54,7 @@ class Resampled(MapTransform, InvertibleTransform):
         result = dict(data)
         for key in self.key_iterator(result):
             if result[key].applied_operations[-1][TraceKeys.CLASS_NAME] != type(self).__name__:
-                result |= self.of_sheared.inverse({key: result[key]})
+                result[key] = cast(MetaTensor, self.of_sheared.inverse({key: result[key]})[key])
                 continue
             record = self.pop_transform(result[key])[TraceKeys.EXTRA_INFO]
             steps = 1 / np.array(record["steps"])

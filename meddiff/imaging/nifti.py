@@ -202,7 +202,7 @@ def _content(path: Path, *, only_header: bool = False) -> bytes:
                 raise NiftiError(
                     f"{path}: inflates to more than the {end[1]} bytes its header promises. Export it again."
                 )
-    except (OSError, EOFError, isal_zlib.error) as error:
+    except (OSError, EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub calls the class an instance
         raise NiftiError(
             f"{path}: cannot be read whole ({error}). The file is damaged or missing; copy or export it again."
         ) from error
