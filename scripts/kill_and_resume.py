@@ -119,13 +119,12 @@ def reached(path: Path) -> int:
 
 def losses(path: Path) -> list[int]:
     """How many steps each life did again."""
-    reached, again = 0, []
+    step, again = 0, []
     for line in noted(path):
+        number = int(line.removeprefix("from "))
         if line.startswith("from "):
-            again.append(max(reached - int(line.removeprefix("from ")), 0))
-            reached = int(line.removeprefix("from "))
-        else:
-            reached = int(line)
+            again.append(max(step - number, 0))
+        step = number
     return again
 
 
