@@ -108,8 +108,9 @@ def _fit(
     device = choose_device(train.device)
     manifest = Manifest.read(config.data.manifest)
     codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
-    identity = {"config": _digest(config, "" if codec is None else codec.card.weights), "manifest": manifest.digest}
-    start, state = _resumed(run, identity, force) if resume else (0, None)
+    autoencoder = "" if codec is None else codec.card.weights
+    identity = {"config": _digest(config, autoencoder), "manifest": manifest.digest}
+    start, state = _resumed(run, identity, autoencoder, force) if resume else (0, None)
 
     quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
     with first_alone():
@@ -147,6 +148,7 @@ def _fit(
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        limits=config.audit.digest,
     )
     if first():
         if not resume:
@@ -183,12 +185,12 @@ def _fit(
     return run
 
 
-def _resumed(run: Run, identity: dict[str, str], force: bool) -> tuple[int, dict[str, Any] | None]:
+def _resumed(run: Run, identity: dict[str, str], autoencoder: str, force: bool) -> tuple[int, dict[str, Any] | None]:
     """Step and state to go on from; step 0 without a state where the run was stopped before its first checkpoint."""
     if any(run.checkpoints.glob("step_*.pt")):
         return load_checkpoint(run.checkpoints, identity, force=force)
     if not force:
-        own = {"config": _digest(run.config()), "manifest": run.manifest().digest}
+        own = {"config": _digest(run.config(), autoencoder), "manifest": run.manifest().digest}
         refuse_other(str(run.config_path), own, identity)
     log.warning("%s: was stopped before its first checkpoint; it starts again.", run.folder)
     return 0, None

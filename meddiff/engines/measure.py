@@ -22,6 +22,7 @@ from meddiff.data.transforms import augmentation, spacing_by_axis
 from meddiff.engines.card import Card, Latents, build_model, build_task
 from meddiff.engines.ema import EMA
 from meddiff.engines.latents import Codec
+from meddiff.engines.parallel import lay_out
 from meddiff.engines.predict import draw_samples
 from meddiff.engines.restore import restore
 from meddiff.engines.run import Run
@@ -79,7 +80,10 @@ def measure_step(request: Request) -> Step:
     device = choose_device(config.train.device)
     libraries = _resident(device)
     latents, _ = _latents(config, device)
-    model = build_model(config, SIGMA_DATA, request.labels, request.classes, latents).to(device)
+    model = build_model(config, SIGMA_DATA, request.labels, request.classes, latents)
+    ema = EMA(model, config.train.ema)
+    lay_out(model, config.train, device)
+    lay_out(ema.model, config.train, torch.device(config.train.ema_device or device))
     shape = _shape(config, latents)
     known = _known(request)
     reference = None
@@ -89,7 +93,7 @@ def measure_step(request: Request) -> Step:
     optimizer = optimizer_for(model, config.train)
     engine = trainer(
         model,
-        EMA(model, config.train.ema),
+        ema,
         optimizer,
         scaler,
         build_task(config, known, reference),

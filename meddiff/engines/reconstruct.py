@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meddiff.data.latents import TOGETHER
 from meddiff.data.loader import Images
 from meddiff.data.manifest import Case
 from meddiff.data.store import BACKGROUND
@@ -37,7 +38,7 @@ def reconstructed(
         if images.dims == 2:
             volume = volume.movedim(AXES[images.data.axis], 0)[[item.slice for item in items]]
         parts = volume[:, None] if images.dims == 2 else volume[None, None]
-        decoded = torch.cat([_decoded(model, part[None].to(device)) for part in parts])
+        decoded = torch.cat([_decoded(model, some.to(device)) for some in parts.split(TOGETHER)])
         truth, found = parts[:, 0].squeeze(0).numpy(), decoded[:, 0].squeeze(0).clamp(*RANGE).numpy()
         if keep:
             keep(case, parts, decoded)

@@ -1,8 +1,10 @@
 """A KL autoencoder for 2D and 3D: images <-> a Gaussian over latents, `factor` times smaller along each axis.
 
 MONAI's AutoencoderKL (Rombach et al. 2022, section 3.1) with what it lacks: any image size, windows over large volumes, and
-deviations that are returned instead of drawn from. No attention, so that a latent follows from its surroundings alone and
-windows agree where they overlap.
+deviations that are returned instead of drawn from. The first latents also hold the means of parts of their voxels, and the
+network what these leave out (a shortcut after Chen et al. 2025, Deep Compression Autoencoder, section 3.1), so that it
+reconstructs something from the first step on. No attention: a latent follows from its surroundings alone, and windows agree
+where they overlap.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from meddiff.errors import NetworkError
 from meddiff.networks.blocks import depth_to_space, space_to_depth
 
-LOG_VARIANCE = -6.0  # of the latents before training
+LOG_VARIANCE = -8.0  # of the latents before training
 
 
 class Autoencoder(nn.Module):
@@ -63,9 +65,11 @@ class Autoencoder(nn.Module):
             )
         except ValueError as e:
             raise NetworkError(f"No autoencoder can be built of channels {tuple(channels)}: {e}") from e
-        for name, parameter in self.network.get_submodule("quant_conv_log_sigma").named_parameters():
-            # a deviation of 1 at the start would drown what the means say
-            nn.init.constant_(parameter, LOG_VARIANCE if name.endswith("bias") else 0.0)
+        self.parts = max(k for k in (1, 2, 4) if k**spatial_dims <= latent_channels and self.factor % k == 0)
+        for part, bias in (("quant_conv_mu", 0.0), ("quant_conv_log_sigma", LOG_VARIANCE), ("decoder", 0.0)):
+            # at the start the shortcut is all there is, and a deviation of 1 would drown it
+            for name, parameter in self._last(part):
+                nn.init.constant_(parameter, bias if name.endswith("bias") else 0.0)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction of a draw, mean and deviation; `eps` is unit noise of `latent_shape`."""
@@ -86,10 +90,25 @@ class Autoencoder(nn.Module):
         return image if size is None else image[self._crop(size)]
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.network.encode(space_to_depth(x, self.patch))
+        mean, deviation = self.network.encode(space_to_depth(x, self.patch))
+        pool = F.avg_pool2d if self.spatial_dims == 2 else F.avg_pool3d
+        coarse = space_to_depth(pool(x, self.factor // self.parts), self.parts)  # (B, parts^dims, *latents)
+        return mean + self._filled(coarse), deviation
 
     def _decode(self, z: Tensor) -> Tensor:
-        return depth_to_space(self.network.decode(z), self.patch, self.spatial_dims)
+        coarse = depth_to_space(z[:, : self.parts**self.spatial_dims], self.parts, self.spatial_dims)
+        smooth = "bilinear" if self.spatial_dims == 2 else "trilinear"
+        image = F.interpolate(coarse.float(), scale_factor=float(self.factor // self.parts), mode=smooth)
+        return image + depth_to_space(self.network.decode(z), self.patch, self.spatial_dims)
+
+    def _last(self, part: str) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of the last convolution of a part of the network."""
+        convolutions = [m for m in self.network.get_submodule(part).modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
+        return list(convolutions[-1].named_parameters())
+
+    def _filled(self, coarse: Tensor) -> Tensor:
+        """With channels of 0 up to `latent_channels`."""
+        return F.pad(coarse, [0, 0] * self.spatial_dims + [0, self.latent_channels - coarse.shape[1]])
 
     def _padded(self, x: Tensor) -> Tensor:
         """The image, its last voxels repeated until every size is a multiple of `factor`: MONAI would cut it short."""
