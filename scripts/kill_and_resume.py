@@ -79,7 +79,8 @@ def harness(folder: Path, kills: int, steps: int, rng: random.Random) -> bool:
                 time.sleep(0.005)
             time.sleep(rng.uniform(0, 0.05))
         if process.poll() is not None:
-            raise SystemExit(f"The run ended before kill {number + 1}, with {process.returncode}; use more --steps.")
+            said = (folder / "run.said").read_text()
+            raise SystemExit(f"The run ended by itself before kill {number + 1}, with {process.returncode}.\n{said}")
         process.kill()
         process.wait()
         checkpoints = sorted((folder / "run" / "checkpoints").glob("*.pt"))
@@ -103,7 +104,8 @@ def harness(folder: Path, kills: int, steps: int, rng: random.Random) -> bool:
 def life(config: Path, run: Path, workers: int) -> subprocess.Popen:
     """A process that trains until it is done or killed."""
     child = ["--child", str(config), str(run), str(workers), str(run.with_suffix(".steps"))]
-    return subprocess.Popen([sys.executable, __file__, *child], stderr=subprocess.DEVNULL)
+    with run.with_suffix(".said").open("w") as said:
+        return subprocess.Popen([sys.executable, __file__, *child], stderr=said)
 
 
 def noted(path: Path) -> list[str]:
