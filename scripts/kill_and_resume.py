@@ -2,7 +2,7 @@
 
     python scripts/kill_and_resume.py --kills 20
 
-The weights, their average and the optimiser must be those of the run that nobody disturbed, bit by bit. About three minutes.
+The weights, their average and the optimiser must be those of the run that nobody disturbed, bit by bit. A few minutes.
 """
 
 import argparse
@@ -32,7 +32,7 @@ WORKERS = (0, 1, 2)
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--kills", type=int, default=20)
-    arguments.add_argument("--steps", type=int, default=400)
+    arguments.add_argument("--steps", type=int, default=200)
     arguments.add_argument("--seed", type=int, default=0, help="Of the moments.")
     arguments.add_argument("--child", nargs=4, metavar=("CONFIG", "RUN", "WORKERS", "STEPS"), help=argparse.SUPPRESS)
     given = arguments.parse_args()
@@ -62,36 +62,40 @@ def train(config: str, folder: str, workers: str, steps: str) -> None:
 def harness(folder: Path, kills: int, steps: int, rng: random.Random) -> bool:
     """Whether the disturbed run ends as the other one; says what happened."""
     config = prepare(folder, steps)
-    began = time.monotonic()
-    life(config, folder / "whole", 0).wait()
-    whole = time.monotonic() - began
+    if life(config, folder / "whole", 0).wait() != 0:
+        raise SystemExit("The run that nobody disturbs failed.")
     began = time.monotonic()
     life(config, folder / "whole", 0).wait()  # has nothing left to do: the time it takes to start
     startup = time.monotonic() - began
-    print(f"undisturbed: {whole:.1f} s, of which {startup:.1f} s to start", flush=True)
-    lost, torn = [], 0
+    torn = 0
     for number in range(kills):
         process = life(config, folder / "run", WORKERS[number % len(WORKERS)])
-        after = rng.uniform(0.6 * startup, startup + 1.5 * max(whole - startup, 1) / kills)
-        try:
-            process.wait(after)
-            raise SystemExit(f"The run ended before kill {number + 1}; use more --steps.")
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        reached, checkpoints = noted(folder / "run.steps")[-1:], sorted((folder / "run" / "checkpoints").glob("*.pt"))
+        before = reached(folder / "run.steps")
+        if number % 5 == 4:
+            time.sleep(rng.uniform(0.1, 0.9) * startup)
+        else:
+            wanted = before + rng.randrange(1, (steps - before) // (kills - number) + 1)
+            while process.poll() is None and reached(folder / "run.steps") < wanted:
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.05))
+        if process.poll() is not None:
+            said = (folder / "run.said").read_text()
+            raise SystemExit(f"The run ended by itself before kill {number + 1}, with {process.returncode}.\n{said}")
+        process.kill()
+        process.wait()
+        checkpoints = sorted((folder / "run" / "checkpoints").glob("*.pt"))
         tear = number % 3 == 2 and len(checkpoints) > 1
         if tear:
             newest = checkpoints[-1].read_bytes()
             checkpoints[-1].write_bytes(newest[: rng.randrange(len(newest))])
             torn += 1
-        print(f"kill {number + 1} after {after:.1f} s at step {reached}, torn: {tear}", flush=True)
-    process = life(config, folder / "run", 0)
-    ok = process.wait() == 0
-    lost = losses(folder / "run.steps")
-    ok = ok and same(Run(folder / "whole"), Run(folder / "run"))
+        print(
+            f"kill {number + 1} at step {reached(folder / 'run.steps')}{', newest checkpoint torn' * tear}", flush=True
+        )
+    ok = life(config, folder / "run", 0).wait() == 0 and same(Run(folder / "whole"), Run(folder / "run"))
+    again = losses(folder / "run.steps")
     print(
-        f"{kills} kills, {torn} torn checkpoints, at most {max(lost, default=0)} steps done again (checkpoint every {EVERY})"
+        f"{kills} kills, {torn} torn checkpoints; steps done again after each: {again[1:]} (a checkpoint every {EVERY})"
     )
     print("the same bits" if ok else "NOT the same")
     return ok
@@ -100,7 +104,8 @@ def harness(folder: Path, kills: int, steps: int, rng: random.Random) -> bool:
 def life(config: Path, run: Path, workers: int) -> subprocess.Popen:
     """A process that trains until it is done or killed."""
     child = ["--child", str(config), str(run), str(workers), str(run.with_suffix(".steps"))]
-    return subprocess.Popen([sys.executable, __file__, *child], stderr=subprocess.DEVNULL)
+    with run.with_suffix(".said").open("w") as said:
+        return subprocess.Popen([sys.executable, __file__, *child], stderr=said)
 
 
 def noted(path: Path) -> list[str]:
@@ -108,15 +113,20 @@ def noted(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
+def reached(path: Path) -> int:
+    """The step of the last line."""
+    lines = noted(path)
+    return int(lines[-1].removeprefix("from ")) if lines else 0
+
+
 def losses(path: Path) -> list[int]:
     """How many steps each life did again."""
-    reached, again = 0, []
+    step, again = 0, []
     for line in noted(path):
+        number = int(line.removeprefix("from "))
         if line.startswith("from "):
-            again.append(max(reached - int(line.removeprefix("from ")), 0))
-            reached = int(line.removeprefix("from "))
-        else:
-            reached = int(line)
+            again.append(max(step - number, 0))
+        step = number
     return again
 
 
