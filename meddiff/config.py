@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from meddiff.audit_config import AuditConfig
+from meddiff.baseline_config import BASELINE_KINDS, Baseline, refuse_size, refuse_unused
 from meddiff.condition_config import ConditionConfig
 from meddiff.degradation_config import DEGRADATION_KINDS, Degradation, LogRange
 from meddiff.errors import ConfigError
@@ -152,9 +154,12 @@ class TrainConfig(Settings):
     steps: int = Field(ge=1)  # optimiser steps, the whole length of the run
     batch: int = Field(16, ge=1)  # images per optimiser step, over all accumulation
     accumulate: int = Field(1, ge=1)  # forward and backward passes per optimiser step; divides batch
+    sampling_share: float = Field(1.0, gt=0, le=1)  # restoration: of each batch, what the second network learns from
+    sampling_steps: float = Field(1.0, gt=0, le=1)  # restoration: of all steps, those in which it learns
     lr: float = Field(3e-4, gt=0)
     reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
     warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # of AdamW
     weight_decay: float = Field(0.01, ge=0)
     clip: float = Field(1.0, gt=0)  # of the gradient's norm
     ema: float = Field(0.999, ge=0, lt=1)  # decay of the weights' moving average, per optimiser step
@@ -207,6 +212,7 @@ class EvaluateConfig(Settings):
 
     n: int = Field(256, ge=2)  # samples, and at most that many real images
     projections: int = Field(2000, ge=1)  # directions of the sliced Wasserstein distance
+    encoder_steps: int = Field(300, ge=1)  # training of the encoder whose features are compared
     sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.05, 0.1, 0.2)  # noise of restoration, shares of the range
     draws: int = Field(16, ge=2)  # noise levels of diagnosis, each one evaluation a class
     draw_sigmas: LogRange = (0.1, 10.0)  # between which they lie, evenly in their logarithm
@@ -221,9 +227,11 @@ class Config(Settings):
     network: NetworkConfig
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
+    baseline: Baseline | None = Field(None, discriminator="kind")  # synthesis without diffusion, to compare with
     train: TrainConfig
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    audit: AuditConfig = AuditConfig()
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -249,6 +257,9 @@ class Config(Settings):
                 "restoration needs data.degradation, and no other task has one; "
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
+        if min(self.train.sampling_share, self.train.sampling_steps) < 1 and self.task != "restoration":
+            raise ValueError("train.sampling_share and train.sampling_steps are for restoration; leave them at 1")
+        self._check_baseline()
         self._check_condition()
         self._check_latent()
         least = 3 if self.task == "synthesis" else 1
@@ -259,6 +270,26 @@ class Config(Settings):
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
+
+    def _check_baseline(self) -> None:
+        if self.baseline is None:
+            return
+        network = self.network
+        unused = {
+            f"task {self.task}": self.task != "synthesis",
+            "network.attention": any(network.attention or ()),
+            "network.dropout": network.dropout,
+            "network.checkpointing": network.checkpointing,
+            "network.sampling_channels": network.sampling_channels,
+            "diffusion": self.diffusion != DiffusionConfig(),
+            "condition": self.condition.any,
+            "data.paired": self.data.paired,
+            "train.reference": self.train.reference,
+            "train.parallel fsdp": self.train.parallel == "fsdp",
+            "train.compile": self.train.compile,
+        }
+        refuse_unused(self.baseline, [name for name, given in unused.items() if given])
+        refuse_size(self.data.size, network.multiple)
 
     def _check_latent(self) -> None:
         """ValueError where an autoencoder, or a model of its latents, cannot be what is asked for."""
@@ -376,7 +407,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
 def _explain(error: Any) -> str:
     """One line of a validation error: which key, what was found, what was expected, and the nearest known key."""
     # a discriminated union puts the chosen kind into the path; it is not a key of the file
-    kinds = {"window", "percentile", "lognormal", "uniform_t", "logit_normal", *DEGRADATION_KINDS}
+    kinds = {
+        *("window", "percentile", "lognormal", "uniform_t", "logit_normal"),
+        *BASELINE_KINDS,
+        *DEGRADATION_KINDS,
+    }
     location = [part for part in error["loc"] if part not in kinds]
     key = ".".join(str(part) for part in location) or "the config"
     if error["type"] == "extra_forbidden":

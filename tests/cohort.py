@@ -43,7 +43,7 @@ def tree(manifest: Path, cache: Path, dims: int = 2, **train) -> dict:
             **train,
         },
         "sample": {"steps": 5, "batch": 4},
-        "evaluate": {"n": 8, "projections": 50, "draws": 4},
+        "evaluate": {"n": 12, "projections": 50, "encoder_steps": 4, "draws": 4},
     }
 
 

@@ -6,6 +6,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+torch.set_num_threads(2)  # for fixtures that are made before the first test
+
 
 @pytest.fixture(autouse=True)
 def two_threads():

@@ -12,10 +12,20 @@ ALLOWED = {  # what a package may import of ours
     "errors": set(),
     "seeds": set(),
     "settings": set(),
+    "audit_config": {"settings"},
+    "baseline_config": {"settings"},
     "degradation_config": {"settings"},
     "intensity_config": {"settings"},
     "condition_config": {"settings", "intensity_config"},
-    "config": {"errors", "settings", "degradation_config", "intensity_config", "condition_config"},
+    "config": {
+        "errors",
+        "settings",
+        "audit_config",
+        "baseline_config",
+        "degradation_config",
+        "intensity_config",
+        "condition_config",
+    },
     "diffusion": BASE,
     "imaging": BASE,
     "data": BASE | {"config", "condition_config", "intensity_config", "imaging"},
@@ -23,9 +33,24 @@ ALLOWED = {  # what a package may import of ours
     "tasks": BASE
     | {"config", "condition_config", "degradation_config", "intensity_config", "diffusion", "imaging", "data"},
     "metrics": BASE | {"config", "diffusion", "imaging", "data"},
-    "engines": BASE | {"config", "degradation_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
-    "privacy": BASE | {"config", "imaging", "data"},
-    "report": BASE | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines"},
+    "baselines": BASE | {"config", "baseline_config", "diffusion", "networks", "tasks"},
+    "engines": BASE
+    | {
+        "config",
+        "baseline_config",
+        "degradation_config",
+        "diffusion",
+        "imaging",
+        "data",
+        "networks",
+        "tasks",
+        "metrics",
+        "baselines",
+    },
+    "privacy": BASE | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics"},
+    "report": BASE
+    | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"}
+    | {"baselines"},
     "cli": BASE
     | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
 }

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 import typer
 
 from meddiff.cli import (
+    audit,
     augment,
+    decrypt,
     deidentify,
     demo,
+    encrypt,
     evaluate,
     info,
     phantom,
     plan,
     prepare,
+    release,
     restore,
     sample,
     scan,
@@ -33,21 +37,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-for module in (
-    demo,
-    phantom,
-    scan,
-    deidentify,
-    prepare,
-    plan,
-    train,
-    sample,
-    augment,
-    segment,
-    restore,
-    evaluate,
-    info,
-):
+COMMANDS = (
+    demo, phantom, scan, deidentify, prepare, plan, train, sample, augment, segment, restore, evaluate,
+    audit, release, encrypt, decrypt, info,
+)  # fmt: skip
+for module in COMMANDS:
     app.command(name=module.__name__.rpartition(".")[2])(module.command)
 
 

@@ -9,11 +9,9 @@ import typer
 
 from meddiff.cli.console import Quiet, begin, progress, show, tell
 from meddiff.cli.diagnosis import diagnose_run
+from meddiff.cli.over import writable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from meddiff.data.manifest import Case
     from meddiff.engines.run import Run
 
 
@@ -30,6 +28,15 @@ def command(
         ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only so many cases.")] = None,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Restoration: only so many slices of a case, evenly spread.")
+    ] = None,
+    synthetic: Annotated[
+        Path | None,
+        typer.Option(
+            help="The manifest of a synthetic set with label maps: intensities by tissue beside the real ones."
+        ),
+    ] = None,
     diagnosis: Annotated[
         bool,
         typer.Option("--diagnosis", help="Synthesis by class: as a classifier; writes every case's probabilities."),
@@ -38,69 +45,42 @@ def command(
 ) -> None:
     """Measure a run on held-out data.
 
-    Synthesis: sliced Wasserstein distance of samples to held-out images, beside that of the training images, and
-    comparison.png. Segmentation: Dice, surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE,
-    beside non-local means and wavelets. Autoencoder: PSNR, SSIM and MAE of whole reconstructions. Cases with their mean and
-    95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst, median and best case to cases.png.
-    Diagnosis: AUROC and calibration to diagnosis.json, and the probabilities of every case to probabilities.csv.
+    Synthesis: kernel and Frechet distance, precision, recall, density and coverage in two spaces of features, sliced
+    Wasserstein distance and diversity, all beside as many training images: methods.csv, comparison.png. Segmentation: Dice,
+    surface distances and calibration of every case. Restoration: PSNR, SSIM and MAE, beside non-local means and wavelets, how
+    far the texture is from that of clean images, and degradations.jsonl, what was done to each image; a run of synthesis as
+    --baseline restores without having been trained to. Autoencoder: PSNR, SSIM and MAE of whole reconstructions. Cases with
+    their mean and 95 % interval go to metrics.json and cases.csv, every method to methods.csv, and the worst, median and best
+    case to cases.png. Diagnosis: AUROC and calibration to diagnosis.json, and the probabilities of every case to
+    probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
     """
     begin(quiet)
+    from meddiff.cli.evaluate_synthesis import synthesis
     from meddiff.engines.run import Run
+    from meddiff.errors import ConfigError
 
     opened = Run.open(run)
+    writable(output)
     if diagnosis:
         diagnose_run(opened, output, split, seed, device, limit, quiet)
         return
     others = [Run.open(one) for one in baseline or ()]
-    work = {
-        "synthesis": _synthesis,
-        "segmentation": _segmentation,
-        "restoration": _restoration,
-        "autoencoder": _autoencoder,
-    }
-    work[opened.config().task](opened, others, output, split, seed, device, limit, quiet)
-
-
-def _synthesis(
-    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
-) -> None:
-    from meddiff.engines.checkpoint import write_atomic
-    from meddiff.engines.evaluate import compare
-    from meddiff.engines.trainer import choose_device
-    from meddiff.errors import ConfigError
-    from meddiff.report.figures import save_panels
-
-    if others or limit:
-        raise ConfigError("--baseline and --limit are for segmentation and restoration; this run is of synthesis.")
-    config, manifest = opened.config(), opened.manifest()
-    model, card = opened.load_model(choose_device(device))
-    with tell.status("Sampling and measuring"):
-        result = compare(model, config, manifest, split, seed)
-    output.mkdir(parents=True, exist_ok=True)
-    facts = {
-        "split": split,
-        "seed": seed,
-        "weights": card.weights,
-        "step": card.step,
-        "sample": config.sample.model_dump(),
-    }
-    write_atomic(output / "metrics.json", json.dumps({**result.numbers, **facts}, indent=2).encode())
-    count = 32 if config.network.spatial_dims == 2 else 2
-    panels = [
-        ("Samples", result.samples),
-        (f"Held-out ({split})", result.held_out),
-        ("Nearest training", result.closest),
-    ]
-    columns = 4 if count == 32 else 1
-    every = max(1, len(result.samples) // count)
-    save_panels(output / "comparison.png", [(title, images[::every][:count]) for title, images in panels], columns)
-    tell.print(
-        f"n = {result.numbers['n']}: sliced Wasserstein {result.numbers['sliced_wasserstein']:.4f}, of the training images "
-        f"{result.numbers['sliced_wasserstein_train']:.4f}, ratio {result.numbers['ratio']:.3f}; {output / 'metrics.json'}",
-        highlight=False,
-    )
+    task = opened.config().task
+    if images is not None and task != "restoration":
+        raise ConfigError(f"--images is for restoration, and {run} is of {task}. Leave it out; --limit chooses cases.")
+    if synthetic and task != "synthesis":
+        raise ConfigError(f"--synthetic is for runs of synthesis; this run is of {task}.")
+    if task == "synthesis":
+        if limit:
+            raise ConfigError("--limit is for segmentation and restoration; of synthesis, evaluate.n says how many.")
+        synthesis(opened, others, output, split, seed, device, synthetic)
+    elif task == "restoration":
+        _restoration(opened, others, output, split, seed, device, limit, images, quiet)
+    else:
+        work = {"segmentation": _segmentation, "autoencoder": _autoencoder}
+        work[task](opened, others, output, split, seed, device, limit, quiet)
 
 
 def _segmentation(
@@ -146,9 +126,19 @@ def _segmentation(
 
 
 def _restoration(
-    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+    opened: "Run",
+    others: list["Run"],
+    output: Path,
+    split: str,
+    seed: int,
+    device: str,
+    limit: int | None,
+    images: int | None,
+    quiet: bool,
 ) -> None:
-    from meddiff.engines.evaluate_cases import Sets, method, restored
+    from meddiff.data.files import write_lines
+    from meddiff.engines.evaluate_cases import method
+    from meddiff.engines.evaluate_restored import empty_sets, restored
     from meddiff.engines.trainer import choose_device
     from meddiff.metrics import classical
     from meddiff.report.overlays import restored_pictures
@@ -161,35 +151,39 @@ def _restoration(
             "Without scikit-image there are no non-local means and wavelets to compare with: pip install 'meddiff[compare]'",
             highlight=False,
         )
-    shown: dict[tuple[str, str], list[Any]] = {}
+    manifest = opened.manifest()
+    shown: dict[str, dict[str, list[Any]]] = {}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    sets: dict[str, Sets] = {}
-
-    def keep(level: str, case: "Case", clean: "Tensor", degraded: "Tensor", results: Mapping[str, "Tensor"]) -> None:
-        shown[level, case.case] = restored_pictures(clean, degraded, results)
-        sets.setdefault(level, Sets()).add(clean, results)
-
+    undone: dict[str, list[str]] = {}
+    sets: dict[str, Any] = {}
     with progress(quiet) as bar:
         task = bar.add_task("Restoring", total=None, note="")
-        for level, name, row in restored(
-            methods,
-            opened.manifest(),
-            split,
-            seed,
-            classical.available(),
-            limit,
-            keep=keep,
-        ):
-            rows.setdefault(level, {}).setdefault(name, []).append(row)
-            bar.update(task, advance=1, note=f"{level}, {row['case']}: {name} {row['psnr']:.2f} dB")
-    facts = {"split": split, "seed": seed, "weights": methods[0].card.weights, "step": methods[0].card.step}
+        for one in restored(methods, manifest, split, seed, classical.available(), limit, images):
+            shown.setdefault(one.level, {})[one.case.case] = restored_pictures(one.clean, one.degraded, one.results)
+            sets.setdefault(one.level, empty_sets(methods[0].config, manifest, split)).add(
+                one.case.patient, one.clean, one.results
+            )
+            for name, row in one.rows.items():
+                rows.setdefault(one.level, {}).setdefault(name, []).append(row)
+            undone.setdefault(one.level, []).extend(json.dumps({"case": one.case.case, **p}) for p in one.parameters)
+            best = max(one.rows.items(), key=lambda pair: pair[1]["psnr"])
+            bar.update(task, advance=1, note=f"{one.level}, {one.case.case}: {best[0]} {best[1]['psnr']:.2f} dB")
+    facts = {
+        "split": split,
+        "seed": seed,
+        "weights": methods[0].card.weights,
+        "step": methods[0].card.step,
+        "images_per_case": images,
+    }
     for level, of_level in rows.items():
-        of_shown = {case: pictures for (at, case), pictures in shown.items() if at == level}
         folder = output / level.replace(" ", "_") if len(rows) > 1 else output
         apart = sets[level].distances()
-        best = f"{methods[0].name}, one evaluation"
-        ordered = {best: of_level[best], **of_level}
-        write_methods(folder, ordered, "psnr", True, of_shown.__getitem__, {}, {**facts, "level": level, "sets": apart})
+        best_name = f"{methods[0].name}, one evaluation"
+        ordered = {best_name: of_level[best_name], **of_level}
+        write_methods(
+            folder, ordered, "psnr", True, shown[level].__getitem__, {}, {**facts, "level": level, "sets": apart}
+        )
+        write_lines(folder / "degradations.jsonl", undone[level])
         tell.print(f"\n{level}", highlight=False)
         _tell(ordered, ("psnr", "ssim", "mae"), folder, apart)
 
@@ -237,10 +231,14 @@ def _tell(
     from rich.table import Table
 
     short = [column.removeprefix("dice/").replace("_", " ") for column in columns]
-    table = Table("method", *short, *(name.replace("_", " ") for name in (next(iter(sets.values())) if sets else ())))
+    sets = sets or {}
+    apart = [name for name in next(iter(sets.values()), {}) if "/" not in name]  # the levels of detail stay in the file
+    table = Table("method", *short, *(name.replace("_", " ") for name in apart))
     for name, of_method in rows.items():
         means = [sum(row[c] for row in of_method) / len(of_method) for c in columns]
-        table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name].values() if sets else ()))))
+        table.add_row(name, *(f"{value:.4f}" for value in (*means, *(sets[name][a] for a in apart))))
+    for name in sets.keys() - rows.keys():  # the clean images, which needed no restoring
+        table.add_row(name, *("" for _ in columns), *(f"{sets[name][a]:.4f}" for a in apart))
     show(table)
     tell.print(
         f"n = {len(next(iter(rows.values())))} cases; {output / 'metrics.json'}, methods.csv, cases.png",

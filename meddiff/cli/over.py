@@ -1,5 +1,6 @@
 """A command over many scans: what fails is said and the others go on."""
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,18 @@ def with_options(config: "Config", run: Path, task: str, **given: Any) -> "Confi
     tree = config.model_dump(mode="json")
     tree["sample"] |= {name: value for name, value in given.items() if value is not None}
     return parse_config(tree, f"{run} with the options given")
+
+
+def writable(folder: Path) -> Path:
+    """The folder for results, which need not be there yet; RunError where it could not be made or written."""
+    nearest = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not nearest.is_dir():
+        raise RunError(f"{folder}: cannot be made ({nearest} is a file). Choose a folder that you may write with -o.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(
+            f"{folder}: cannot be written, the rights of {nearest} forbid it. Choose a folder that you may write with -o."
+        )
+    return folder
 
 
 def each(scans: Sequence["Scan"], work: Callable[["Scan"], None], bar: Progress, title: str) -> int:

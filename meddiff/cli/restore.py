@@ -27,6 +27,10 @@ def command(
         Literal["mean", "sample"],
         typer.Option(help="mean is nearest to the truth; sample has the texture of a clean scan, and invents detail."),
     ] = "mean",
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Fill in one scan: a NIfTI mask on its grid, 1 where it was not measured, 0 elsewhere."),
+    ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="Samples for the standard deviation.")] = None,
     steps: Annotated[int | None, typer.Option(help="Network evaluations per sample; 1 draws no samples.")] = None,
     format: Annotated[
@@ -39,9 +43,9 @@ def command(
 ) -> None:
     """Restore scans: the clean scan on the scan's own grid, and how much the samples differ.
 
-    Writes CASE_restored.nii.gz and CASE_std.nii.gz, or the DICOM series CASE_restored/, CASE.png to look at, and
-    CASE.json, which says what was estimated and at what noise level. Scans that fail are listed and the others go on; exit
-    code 1 then.
+    Writes CASE_restored.nii.gz, or the DICOM series CASE_restored/; CASE_std.nii.gz, the standard deviation over samples;
+    CASE.png, the scan, the result, their difference and the standard deviation; and CASE.json, which says what was
+    estimated and at what noise level. Scans that fail are listed and the others go on; exit code 1 then.
 
     Example: `meddiff restore runs/denoise scans/ -o results --sigma auto`
     """
@@ -53,6 +57,7 @@ def command(
     from meddiff.engines.run import Run
     from meddiff.engines.trainer import choose_device
     from meddiff.errors import ConfigError
+    from meddiff.imaging.nifti import read_nifti
     from meddiff.report.overlays import save_restored
 
     try:
@@ -66,12 +71,22 @@ def command(
     config = with_options(own, run, task, samples=samples, steps=steps)
     model, card = opened.load_model(choose_device(device))
     scans, refused = find_scans(inputs, split)
+    if mask is not None and len(scans) != 1:
+        raise ConfigError(f"--mask {mask} belongs to one scan; {len(scans)} were found. Give that one.")
+    missing = None if mask is None else read_nifti(mask)
     with progress(quiet) as bar:
 
         def one(scan: "Scan") -> None:
             volume = scan.read(card.space.modality)
-            result = restore(model, config, card, volume, scan.name, seed, estimate=estimate, sigma=level)
-            write_restored(output, scan, result, card, config, seed, estimate, format)
+            result = restore(
+                model, config, card, volume, scan.name, seed, estimate=estimate, sigma=level, missing=missing
+            )
+            if result.sigma is not None:
+                how = "measured" if level is None else "given"
+                tell.print(
+                    f"{scan.name}: noise of {result.sigma:.4g} {volume.unit}, {how}", highlight=False, markup=False
+                )
+            write_restored(output, scan, result, card, config, seed, estimate, format, mask)
             save_restored(output / f"{scan.name}.png", volume, result, config.data.axis)
 
         failed = each(scans, one, bar, "Restoring")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from meddiff.cli.console import Quiet, begin, progress, tell
-from meddiff.cli.over import each, with_options
+from meddiff.cli.over import each, with_options, writable
 
 if TYPE_CHECKING:
     from meddiff.data.inputs import Scan
@@ -24,9 +24,7 @@ def command(
     ] = None,
     tolerance: Annotated[
         float | None,
-        typer.Option(
-            min=0.0, help="Sample until every label's volume is known this well, for instance 0.05; at most 64."
-        ),
+        typer.Option(help="Sample until every label's volume is known this well, for instance 0.05; at most 64."),
     ] = None,
     format: Annotated[
         Literal["nifti", "seg", "both"],
@@ -46,21 +44,26 @@ def command(
     """
     begin(quiet)
     from meddiff.data.inputs import find_scans
-    from meddiff.engines.outputs import write_segmented
+    from meddiff.engines.outputs import check_format, write_segmented
     from meddiff.engines.processes import join
     from meddiff.engines.run import Run
     from meddiff.engines.segment import segment
     from meddiff.engines.trainer import choose_device
+    from meddiff.errors import ConfigError
     from meddiff.report.overlays import save_segmented
 
+    if tolerance is not None and not tolerance > 0:
+        raise ConfigError(f"--tolerance {tolerance:g}: must be above 0, for instance 0.05 for 5 % of every volume.")
     join(device)
     opened = Run.open(run)
     config = with_options(opened.config(), run, "segmentation", samples=samples, steps=steps)
     model, card = opened.load_model(choose_device(device))
     scans, refused = find_scans(inputs, split)
+    writable(output)
     with progress(quiet) as bar:
 
         def one(scan: "Scan") -> None:
+            check_format(scan, format)
             volume = scan.read(card.space.modality)
             result = segment(model, config, card, volume, scan.name, seed, tolerance=tolerance)
             write_segmented(output, scan, result, volume, card, config, seed, format)

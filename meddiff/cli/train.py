@@ -12,6 +12,13 @@ from meddiff.cli.console import Quiet, begin, progress, tell
 if TYPE_CHECKING:
     from meddiff.engines.fit import Session
 
+NEXT = {
+    "synthesis": "sample {} -n 16",
+    "segmentation": "segment {} SCANS",
+    "restoration": "restore {} SCANS",
+    "autoencoder": "evaluate {}",
+}  # by task
+
 
 def command(
     config: Annotated[Path, typer.Argument(help="A YAML config, for instance configs/synthesis_2d_ct.yaml.")],
@@ -51,7 +58,7 @@ def command(
             on_case=lambda case: bar.advance(preparing),
         )
     tell.print(
-        f"Trained to step {settings.train.steps}: {run.folder}. Next: meddiff sample {run.folder} -n 16 -o DIR",
+        f"Trained to step {settings.train.steps}: {run.folder}. Next: meddiff {NEXT[settings.task].format(run.folder)} -o DIR",
         highlight=False,
     )
 

@@ -62,10 +62,14 @@ def _make(path: Path) -> None:
     log.info("made the pseudonym key %s; keep it, and keep it private: the same key gives the same pseudonyms", path)
 
 
+def others_can_read(path: Path) -> bool:
+    """Whether a file is open to anyone but its owner."""
+    return os.name == "posix" and bool(path.stat().st_mode & 0o077)
+
+
 def _refuse_readable_by_others(path: Path) -> None:
-    mode = path.stat().st_mode & 0o777
-    if os.name == "posix" and mode & 0o077:
+    if others_can_read(path):
         raise ManifestError(
-            f"{path}: others can read this key (mode {mode:03o}), and with it find out who a pseudonym "
+            f"{path}: others can read this key (mode {path.stat().st_mode & 0o777:03o}), and with it find out who a pseudonym "
             f"is. Run `chmod 600 {path}`."
         )

@@ -15,13 +15,19 @@ from torch.utils.data import Dataset
 
 from meddiff.data.loader import OUTSIDE, Draw, Images, centred, readable
 from meddiff.data.manifest import Case
-from meddiff.data.store import open_array, write_array
+from meddiff.data.store import Store, open_array, write_array
 from meddiff.data.transforms import AXES
 from meddiff.errors import CaseError, ConfigError, ManifestError
 from meddiff.seeds import generator
 
 TOGETHER = 16  # slices that are encoded side by side
 FORMAT = 1  # raise it when the encoding changes what it computes
+
+
+def latents_path(store: Store, case: Case, weights: str) -> Path:
+    """Where the latents of a case by an autoencoder of these weights lie."""
+    key = f"{store.key(case)} {weights} {store.data.size} {FORMAT}"
+    return store.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.latents.npy"
 
 
 class LatentImages(Dataset):
@@ -85,8 +91,7 @@ class LatentImages(Dataset):
 
     def path(self, case: Case) -> Path:
         """Where the latents of a case lie, (parts, 2 C, *latents) float32: the slices of a scan, or one volume."""
-        key = f"{self.images.store.key(case)} {self.weights} {self.data.size} {FORMAT}"
-        return self.images.store.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.latents.npy"
+        return latents_path(self.images.store, case, self.weights)
 
     def prepare(
         self,

@@ -2,6 +2,7 @@
 
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
@@ -208,6 +209,18 @@ def training_loader(
     )
 
 
+def close(loader: DataLoader) -> None:
+    """End the loader processes now, also where an error still holds on to them: torch would raise it again later."""
+    if loader._iterator is not None:  # kept by a loader with processes only
+        with suppress(RuntimeError):  # that one of them was killed, which the run has said
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def evenly(images: Items, most: int) -> list[int]:
+    """The numbers of at most `most` items, spread evenly over all of them."""
+    return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
+
+
 def _outlive(worker: int) -> None:
     """Let a loader process live on after a signal to all of a job, as long as the last step and its checkpoint take."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
@@ -216,7 +229,7 @@ def _outlive(worker: int) -> None:
 
 def fixed(images: Items, most: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, each (n, 1, *size); the same ones each time, without augmentation."""
-    chosen = _spread(images, most)
+    chosen = evenly(images, most)
     items = [images.image(i, derive(0, "fixed", i)) for i in chosen]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
     return {**batch, "seed": torch.tensor([derive(0, "fixed", i) for i in chosen])}
@@ -224,9 +237,5 @@ def fixed(images: Items, most: int) -> dict[str, Tensor]:
 
 def augmented(images: Items, most: int, seed: int) -> dict[str, Tensor]:
     """A batch of at most `most` items spread evenly, as training sees them, each (n, 1, *size)."""
-    items = [images[Draw(i, derive(seed, "reference", i))] for i in _spread(images, most)]
+    items = [images[Draw(i, derive(seed, "reference", i))] for i in evenly(images, most)]
     return {name: torch.stack([torch.as_tensor(i[name]) for i in items]) for name in items[0] if name != "case"}
-
-
-def _spread(images: Items, most: int) -> list[int]:
-    return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()

@@ -142,14 +142,21 @@ class Manifest:
 
     def write(self, path: str | Path) -> None:
         """Write atomically; files below the new folder or beside it are named relative to it, others absolutely."""
+        write_lines(path, self.lines(absolute(Path(path)).parent))
+
+    def lines(self, folder: Path) -> list[str]:
+        """What `write` writes into a manifest of that folder."""
         self.check()
-        folder = absolute(Path(path)).parent
-        write_lines(path, (_line(self._moved(case, folder)) for case in self.cases))
+        return [_line(self._moved(case, folder)) for case in self.cases]
 
     def save_copy(self, path: str | Path) -> None:
         """The copy that a run folder keeps: every path absolute, so that the folder can be moved."""
         self.check()
-        write_lines(path, (_line(self._moved(case, None)) for case in self.cases))
+        write_lines(path, map(_line, self.placed()))
+
+    def placed(self) -> tuple[Case, ...]:
+        """The cases with absolute paths: they can stand in one manifest with cases of another folder."""
+        return tuple(self._moved(case, None) for case in self.cases)
 
     def split(self, name: str) -> tuple[Case, ...]:
         """The cases of one split, in the manifest's order."""

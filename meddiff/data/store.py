@@ -116,6 +116,15 @@ class Store:
         except ManifestError as e:
             raise CaseError(f"{case.case}: {e}", case.case) from e
 
+    def forget(self, case: Case) -> bool:
+        """Delete the entry of a case; whether there was one."""
+        found = False
+        for suffix in (".json", ".npy", ".label.npy"):  # the record first: without it there is no entry
+            path = self.folder / f"{self.key(case)}{suffix}"
+            found |= path.exists()
+            path.unlink(missing_ok=True)
+        return found
+
     def _label(self, manifest: Manifest, case: Case) -> np.ndarray:
         volume = numbered(load_label(manifest, case), case, self.labels)
         return placing(self.data, label=True)({"image": to_meta(volume)})["image"].numpy()[0].astype(np.uint8)

@@ -9,6 +9,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
 
+from meddiff.baseline_config import Baseline, VAEConfig
+from meddiff.baselines.gan import GAN
+from meddiff.baselines.task import BaselineSynthesis
+from meddiff.baselines.vae import VAE
 from meddiff.config import Config, NetworkConfig
 from meddiff.data.conditions import Known
 from meddiff.data.transforms import AXES
@@ -58,6 +62,7 @@ class Card(BaseModel):
     step: int = 0  # of the weights beside the card
     weights: str = ""  # SHA-256 of weights.safetensors
     versions: dict[str, str] = {}
+    limits: str = ""  # digest of the audit's settings when the model was trained; "" before they were recorded
 
     @model_validator(mode="after")
     def _means_something(self) -> "Card":
@@ -94,13 +99,15 @@ def versions() -> dict[str, str]:
 
 def build_task(config: Config, known: Known | None = None, reference: Mapping[str, Tensor] | None = None) -> Task:
     """The task of a config; synthesis needs what is `known` of labels and conditions. `reference`: of `train.reference`."""
+    if config.baseline is not None:
+        return BaselineSynthesis(config)
     if config.task == "synthesis":
         return Synthesis(config, known, reference)
     if config.task == "segmentation":
         return Segmentation(config.diffusion)
     if config.task == "autoencoder":
         return Autoencoding(config.autoencoder)
-    return Restoration(config.data)
+    return Restoration(config.data, config.train.sampling_share, config.train.sampling_steps)
 
 
 def build_model(
@@ -111,6 +118,8 @@ def build_model(
     latents: Latents | None = None,  # synthesis: the model is one of these
 ) -> nn.Module:
     """The untrained model of a config: what `engines` train and sample."""
+    if config.baseline is not None:
+        return _baseline(config.baseline, config)
     if config.task == "synthesis":
         own = len(latents.mean) if latents else None
         network = _synthesizer(config, labels, classes, own)
@@ -123,6 +132,12 @@ def build_model(
     if config.task == "segmentation":
         return _segmenter(config, len(labels) + 1)
     return _restorer(config, sigma_data)
+
+
+def _baseline(settings: Baseline, config: Config) -> nn.Module:
+    if isinstance(settings, VAEConfig):
+        return VAE(settings, config.network, config.data.size)
+    return GAN(settings, config.network, config.data.size)
 
 
 def _unet(config: Config, inputs: int, outputs: int, *, second: bool = False, **settings: Any) -> UNet:

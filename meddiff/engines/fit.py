@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from meddiff.config import Config
 from meddiff.data.conditions import images_of, learn
 from meddiff.data.latents import LatentImages
-from meddiff.data.loader import Images, augmented, fixed, training_loader
+from meddiff.data.loader import Images, augmented, close, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
 from meddiff.data.store import Entry
 from meddiff.data.transforms import AXES
@@ -148,6 +148,7 @@ def _fit(
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        limits=config.audit.digest,
     )
     if first():
         if not resume:
@@ -174,10 +175,13 @@ def _fit(
     every = Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps))
     engine.add_event_handler(every, keeper.save)
     if start < train.steps:
+        loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
         try:
-            engine.run(training_loader(images, train.batch, start, train.steps, train.seed, part))
-        except RuntimeError as e:
+            engine.run(loader)
+        except (RuntimeError, ConnectionError, EOFError) as e:
             raise _explained(e, keeper.saved) from e
+        finally:
+            close(loader)
     return run
 
 
@@ -192,13 +196,14 @@ def _resumed(run: Run, identity: dict[str, str], autoencoder: str, force: bool) 
     return 0, None
 
 
-def _explained(error: RuntimeError, saved: int) -> RuntimeError | RunError:
+def _explained(error: Exception, saved: int) -> Exception:
     """What the user can do about an error that torch raises when another process is gone; others as they are."""
     text = str(error)
     go_on = f"The checkpoint of step {saved} is whole; go on from it with --resume." if saved else "Start again."
-    if "DataLoader worker" in text:
+    if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):
+        what = text.splitlines()[0] if text else type(error).__name__
         return RunError(
-            f"A loader process ended ({text.splitlines()[0]}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
+            f"A loader process ended ({what}); mostly memory or /dev/shm is short. Use fewer data.workers. {go_on}"
         )
     if isinstance(error, torch.distributed.DistError) or "gloo" in text:
         return RunError(f"Another process of this run ended; its own message says why. {go_on}")

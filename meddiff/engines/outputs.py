@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from meddiff.config import Config
+from meddiff.data.files import digest_file
 from meddiff.data.inputs import Scan
 from meddiff.engines.card import Card, versions
 from meddiff.engines.checkpoint import write_atomic
@@ -21,15 +22,20 @@ from meddiff.imaging.nifti import write_nifti, write_nifti_channels
 from meddiff.imaging.volume import Volume
 
 
+def check_format(scan: Scan, format: str) -> None:
+    """DicomError where DICOM SEG alone is asked for and the scan is no DICOM series."""
+    if format == "seg" and not scan.series:
+        raise DicomError("DICOM SEG refers to DICOM images, and this scan is NIfTI. Use --format nifti.")
+
+
 def write_segmented(
     folder: Path, scan: Scan, result: Segmented, volume: Volume, card: Card, config: Config, seed: int, format: str
 ) -> None:
     """CASE_label, CASE_probability and CASE_entropy as NIfTI, CASE_seg.dcm, CASE.json, in `format` nifti, seg or both.
 
-    DicomError where seg is asked for and the scan is no DICOM series; RunError where the folder cannot be written.
+    DicomError as in `check_format`; RunError where the folder cannot be written.
     """
-    if format == "seg" and not scan.series:
-        raise DicomError("DICOM SEG refers to DICOM images, and this scan is NIfTI. Use --format nifti.")
+    check_format(scan, format)
     stem = _stem(folder, scan)
     files = []
     if format != "seg":
@@ -52,16 +58,24 @@ def write_segmented(
 
 
 def write_restored(
-    folder: Path, scan: Scan, result: Clean, card: Card, config: Config, seed: int, estimate: str, format: str
+    folder: Path,
+    scan: Scan,
+    result: Clean,
+    card: Card,
+    config: Config,
+    seed: int,
+    estimate: str,
+    format: str,
+    mask: Path | None = None,  # of what was filled in
 ) -> None:
-    """CASE_restored and CASE_std as NIfTI, or the restored scan as the derived series CASE_restored/, and CASE.json.
+    """CASE_restored as NIfTI or as the derived series CASE_restored/, CASE_std as NIfTI, and CASE.json.
 
     DicomError where dicom is asked for and the scan is no DICOM series; RunError where the folder cannot be written.
     """
     if format == "dicom" and not scan.series:
         raise DicomError("A derived DICOM series refers to DICOM images, and this scan is NIfTI. Use --format nifti.")
     stem = _stem(folder, scan)
-    undone = config.data.degradation.kind if config.data.degradation else "white noise, by a model of clean images"
+    undone = config.data.degradation.kind if config.data.degradation else "mask" if mask else "white noise"
     if format == "dicom":
         series = stem("_restored")
         _whole(
@@ -78,10 +92,18 @@ def write_restored(
     else:
         write_nifti(stem("_restored.nii.gz"), result.image)
         files = [stem("_restored.nii.gz").name]
-        if result.std is not None:
-            write_nifti(stem("_std.nii.gz"), result.std)
-            files.append(stem("_std.nii.gz").name)
-    facts = {"estimate": estimate, "undone": undone, "sigma": result.sigma, "unit": result.image.unit}
+    if result.std is not None:
+        write_nifti(stem("_std.nii.gz"), result.std)
+        files.append(stem("_std.nii.gz").name)
+    settings = config.data.degradation
+    facts = {
+        "estimate": estimate,
+        "undone": undone,
+        "trained_for": settings.model_dump(mode="json") if settings else "clean images",
+        "mask_sha256": digest_file(mask) if mask else None,
+        "sigma": result.sigma,
+        "unit": result.image.unit,
+    }
     _sidecar(stem(".json"), scan, card, config, seed, facts, files)
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from meddiff.config import TrainConfig
 from meddiff.diffusion.denoiser import Condition
 from meddiff.engines.processes import world
+from meddiff.errors import ConfigError
 from meddiff.networks.blocks import ResBlock
 from meddiff.networks.unet import UNet
 from meddiff.tasks.task import Task
@@ -24,7 +25,10 @@ if TYPE_CHECKING:
 
 
 def lay_out(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
-    """Put a model on its device, in the layout and the share that the config asks for; before an optimizer takes its weights."""
+    """Put a model on its device, in the layout and the share that the config asks for; before an optimizer takes its weights.
+
+    ConfigError where FSDP2 is asked for and the model has weights outside of its U-Nets, whose gradients nobody would reduce.
+    """
     if train.channels_last:
         volumes = any(p.ndim == 5 for p in model.parameters())
         model.to(memory_format=torch.channels_last_3d if volumes else torch.channels_last)  # type: ignore[call-overload]
@@ -33,6 +37,8 @@ def lay_out(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        if sum(p.numel() for n in networks for p in n.parameters()) != sum(p.numel() for p in model.parameters()):
+            raise ConfigError("train.parallel: fsdp shares out U-Nets, and this model is more than that. Use ddp.")
         mesh = init_device_mesh(device.type, (world(),))
         blocks = [m for network in networks for m in network.modules() if isinstance(m, ResBlock)]
         for module in (*blocks, *networks):  # inner ones first; all give their memory back after a forward pass

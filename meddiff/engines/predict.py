@@ -7,6 +7,8 @@ from operator import itemgetter, methodcaller
 import torch
 from torch import Tensor, nn
 
+from meddiff.baselines.gan import GAN
+from meddiff.baselines.vae import VAE
 from meddiff.config import Config, SampleConfig
 from meddiff.diffusion.compose import Latent, guided, windowed
 from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
@@ -39,6 +41,13 @@ def draw_samples(
     """One sample (C, *size) in model units for each name, in order, `sample.batch` of them side by side."""
     check_task(config)
     sample = config.sample
+    if isinstance(model, VAE | GAN):
+        if size and tuple(size) != tuple(config.data.size):
+            raise RunError(
+                f"A {type(model).__name__} draws {list(config.data.size)} voxels, no other size; asked for {tuple(size)}."
+            )
+        yield from _draw_from(model, names, seed, sample.batch)
+        return
     latents = model if isinstance(model, Latent) else None
     factor = latents.factor if latents else 1  # from here on sizes count latents, where the model is one of them
     size = tuple(-(-n // factor) for n in size or config.data.size)
@@ -87,6 +96,14 @@ def bounded(denoise: Denoiser, config: Config, device: torch.device, cond: Condi
     return denoiser
 
 
+def _draw_from(model: VAE | GAN, names: Sequence[str], seed: int, size: int) -> Iterator[Tensor]:
+    """One sample of a baseline for each name."""
+    for part in in_batches(len(names), size):
+        generators = [generator(seed, "start", name) for name in names[part]]
+        with torch.no_grad():
+            yield from model.sample(generators).cpu()
+
+
 def evaluations(sample: SampleConfig, guided: bool) -> int:
     """Network evaluations that one sample costs; guidance takes two for one."""
     n = grid_steps(sample.sampler, sample.steps - 1)
@@ -94,7 +111,11 @@ def evaluations(sample: SampleConfig, guided: bool) -> int:
 
 
 def check_voxels(config: Config) -> None:
-    """RunError where the model is one of latents and not of voxels."""
+    """RunError where the model is no denoiser of voxels."""
+    if config.baseline is not None:
+        raise RunError(
+            f"This takes a model of diffusion; this run is a {config.baseline.kind}, which draws images of nothing."
+        )
     if config.diffusion.latent is not None:
         raise RunError(
             "This takes a model of images; this run is one of latents (diffusion.latent), in which no scan has a place."

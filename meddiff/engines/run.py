@@ -7,6 +7,7 @@ config.yaml, manifest.jsonl, weights.safetensors (the EMA weights), model.json, 
 import errno
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from meddiff.config import Config, load_config
+from meddiff.data.conditions import given_data
+from meddiff.data.latents import latents_path
 from meddiff.data.manifest import Manifest
+from meddiff.data.store import Store
 from meddiff.diffusion.compose import latent
 from meddiff.engines.card import Card, build_model
 from meddiff.engines.checkpoint import write_atomic
@@ -126,6 +130,28 @@ class Run:
         if card.latents is not None:
             model = latent(model, self._decoder(card), card.latents.mean, card.latents.std)
         return model.to(device).eval().requires_grad_(False), card
+
+    def forget_cache(self) -> int:
+        """Delete the preprocessed volumes that this run was trained on, which are made again when needed; how many."""
+        config, card, cases = self.config(), Card.read(self.card_path), self.manifest().cases
+        stores = [Store(config.data, tuple(card.labels))]
+        if config.condition.image:
+            stores.append(Store(given_data(config.data, config.condition.image)))
+        if card.latents is not None:
+            for case in cases:
+                latents_path(stores[0], case, card.latents.autoencoder).unlink(missing_ok=True)
+        return sum(store.forget(case) for store in stores for case in cases)
+
+    def training_seconds(self) -> float:
+        """How long the training took, all sessions of it together, from the rates in log.jsonl; NaN without a log."""
+        if not self.log_path.is_file():
+            return math.nan
+        seconds, last = 0.0, 0
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            record = json.loads(line)
+            seconds += max(0, record["step"] - last) / record["steps_per_s"]
+            last = record["step"]
+        return seconds
 
     def _refuse_larger(self, card: Card) -> None:
         """RunError where the config is of more weights than there are: they would be made before that is noticed."""

@@ -1,5 +1,6 @@
-"""Label maps of whole scans: samples that share the first answer, their mean, and how sure it is."""
+"""Label maps of whole scans: samples that share the first answer, the posterior they agree on, and how sure it is."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import inf
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from meddiff.config import Config
 from meddiff.diffusion import categorical
 from meddiff.diffusion.answered import AnsweredLabels
-from meddiff.diffusion.denoiser import Condition
-from meddiff.diffusion.ensemble import Ensemble, adaptive, entropy, volumes_ml
+from meddiff.diffusion.denoiser import Condition, Denoiser
+from meddiff.diffusion.ensemble import Drawn, Ensemble, Ways, adaptive, ensemble, entropy
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.diffusion.samplers import SAMPLERS
 from meddiff.engines.card import Card, build_task
@@ -24,6 +25,7 @@ from meddiff.seeds import generator
 from meddiff.tasks.segmentation import Segmentation
 
 MOST = 64  # samples at most, where a tolerance decides
+LEFT_RIGHT = 2  # the axis of (B, C, *size): the model's grid is in RAS order
 FLOOR = 1e-6  # probability that windows are averaged from, at least: its logarithm is taken
 
 
@@ -67,15 +69,15 @@ def segment(
     on_sample: Callable[[Tensor], None]
     | None = None,  # told the posterior of each sample on the model's grid, (K, I, J, K)
 ) -> Segmented:
-    """The mean of the samples' posteriors, its label map and entropy; ImageError where the scan is not for this model."""
+    """The ensemble's posterior, its label map and entropy; ImageError where the scan is not for this model."""
     seen = Seen(volume, config, card)
     with torch.no_grad():
-        drawn = _posteriors(model, config, seen, name, seed, on_sample)
+        drawn = _drawn(model, config, seen, name, seed, on_sample)
         if tolerance is not None:
-            ensemble = adaptive((p.unsqueeze(0) for p in drawn), seen.voxel_ml, tolerance, MOST)
+            result = adaptive(drawn, seen.voxel_ml, tolerance, MOST)
         else:
-            ensemble = _mean(drawn, 1 if _direct(config) else config.sample.samples, seen.voxel_ml)
-    probability = np.clip(seen.back(ensemble.posterior), 0, None)
+            result = ensemble(drawn, seen.voxel_ml, 1 if _direct(config) else config.sample.samples)
+    probability = np.clip(seen.back(result.posterior), 0, None)
     probability /= probability.sum(0)
     numbers = np.array([0, *card.labels.values()])
     label = numbers[probability.argmax(0)].astype(np.min_scalar_type(int(numbers.max())))
@@ -83,7 +85,7 @@ def segment(
         Volume(label, volume.geometry, "SEG", "label"),
         probability,
         entropy(torch.from_numpy(probability)).numpy(),
-        ensemble,
+        result,
         tuple(card.labels),
     )
 
@@ -93,25 +95,21 @@ def _direct(config: Config) -> bool:
     return config.diffusion.process == "direct" or config.sample.steps == 1
 
 
-def _mean(drawn: Iterator[Tensor], samples: int, voxel_ml: float) -> Ensemble:
-    total, volumes = torch.zeros(()), []
-    for _ in range(samples):
-        sample = next(drawn)
-        total = total + sample
-        volumes.append(volumes_ml(sample.unsqueeze(0), voxel_ml))
-    return Ensemble(total / samples, torch.cat(volumes), True)
-
-
-def _posteriors(
+def _drawn(
     model: nn.Module, config: Config, seen: Seen, name: str, seed: int, on_sample: Callable[[Tensor], None] | None
-) -> Iterator[Tensor]:
-    """The posterior (K, I, J, K) of one sample after another, on the model's grid; the first answer is found once."""
+) -> Iterator[Drawn]:
+    """One sample after another, (K, I, J, K) on the model's grid; the first answer is found once.
+
+    A model that learned from mirrored images too is shown every other sample's scan mirrored: another view of it, of which
+    an answer of its own is found.
+    """
     assert isinstance(model, Posterior | LabelPosterior)
     assert isinstance(model.network, AnsweredLabels)
     sample, device = config.sample, next(model.parameters()).device
     task = build_task(config)
     assert isinstance(task, Segmentation)
     parts = in_batches(len(seen.images), sample.batch)
+    images = seen.images.float().clamp(-1, 1)  # as in training
 
     def shown(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
         with autocast(device, sample.precision):
@@ -120,25 +118,26 @@ def _posteriors(
     denoise = seen.windowed(shown, sample.overlap)
     discrete = isinstance(model, LabelPosterior)
     blind = torch.tensor(0.0 if discrete else inf, device=device)
-    given, first = [], []
-    for part in parts:
-        image = seen.images[part].to(device, torch.float32)
-        nothing = image.new_zeros(len(image), model.classes, *image.shape[2:])
-        p = denoise(nothing, blind, Condition(image))
-        first.append(p.cpu())
-        given.append(Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1)))
+
+    def answered(images: Tensor) -> list[Condition]:
+        return [_answered(denoise, images[part].to(device), blind, model.classes) for part in parts]
+
+    views = [answered(images)]
     if _direct(config):
+        answer = _told(seen.unbatch(torch.cat([_answer(cond).cpu() for cond in views[0]])), on_sample)
         while True:
-            yield _told(seen.unbatch(torch.cat(first)), on_sample)
+            yield Drawn(answer, answer)
     if discrete:
         sampler, levels = categorical.sample, categorical.grid(sample.steps - 1, sample.sigma_min, sample.sigma_max)
     else:
         sampler, levels = SAMPLERS[sample.sampler], sigma_grid(sample)
-    number = 0
-    while True:
-        posterior = []
-        for part, cond in zip(parts, given, strict=True):
-            names = [(name, number, i) for i in range(part.start, part.stop)]
+    for number in itertools.count():
+        mirrored = config.data.augment.flip and number % 2 == 1
+        if mirrored and len(views) == 1:
+            views.append(answered(images.flip(LEFT_RIGHT)))
+        ends, means = [], []
+        for part, cond in zip(parts, views[mirrored], strict=True):
+            names, answer = [(name, number, i) for i in range(part.start, part.stop)], _answer(cond)
             x = task.starting(
                 model.classes,
                 seen.images.shape[2:],
@@ -146,17 +145,39 @@ def _posteriors(
                 [generator(seed, "start", *key) for key in names],
             ).to(device)
             if not discrete:
-                assert cond.image is not None
-                x = x + cond.image[:, 1:].exp()  # at sigma_max D is the first answer: noise around it, not around 0
-            way = [generator(seed, "way", *key) for key in names]
-            posterior.append(sampler(denoise, x, levels.to(device), cond, way).cpu())
-        number += 1
-        yield _told(seen.unbatch(torch.cat(posterior)), on_sample)
+                x = x + answer  # at sigma_max D is the first answer: noise around it, not around 0
+            way, ways = [generator(seed, "way", *key) for key in names], Ways(answer)
+            ends.append(sampler(denoise, x, levels.to(device), cond, way, ways).cpu())
+            means.append(ways.mean.cpu())
+        end, mean = (seen.unbatch(_turned(torch.cat(maps), mirrored)) for maps in (ends, means))
+        yield Drawn(_told(end, on_sample), _normal(mean))
+
+
+def _answered(denoise: Denoiser, image: Tensor, blind: Tensor, classes: int) -> Condition:
+    """The image with the log of the first answer to it, (B, 1 + K, *size): what the second network is given."""
+    nothing = image.new_zeros(len(image), classes, *image.shape[2:])
+    p = denoise(nothing, blind, Condition(image))
+    return Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1))
+
+
+def _answer(cond: Condition) -> Tensor:
+    """The first answer in a condition of `_answered`."""
+    assert cond.image is not None
+    return cond.image[:, 1:].exp()
+
+
+def _turned(maps: Tensor, mirrored: bool) -> Tensor:
+    return maps.flip(LEFT_RIGHT) if mirrored else maps
+
+
+def _normal(posterior: Tensor) -> Tensor:
+    """Without what blending windows and rounding leave: not negative, sum 1."""
+    posterior = posterior.clamp(min=0)
+    return posterior / posterior.sum(0)
 
 
 def _told(sample: Tensor, on_sample: Callable[[Tensor], None] | None) -> Tensor:
-    sample = sample.clamp(min=0)
-    sample = sample / sample.sum(0)
+    sample = _normal(sample)
     if on_sample:
         on_sample(sample)
     return sample

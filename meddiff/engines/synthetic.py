@@ -51,7 +51,7 @@ def sample_set(
         "step": card.step,
         "seed": seed,
         "sample": config.sample.model_dump(mode="json", exclude={"batch"}),
-        "evaluations": evaluations(config.sample, guided),
+        "evaluations": evaluations(config.sample, guided) if config.baseline is None else 1,
         "versions": versions(),
     }
     own = CaseSet(folder, settings, "sample_")

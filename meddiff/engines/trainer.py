@@ -68,7 +68,7 @@ def optimizer_for(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=train.lr)
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
 
 
 @dataclass
@@ -114,6 +114,11 @@ def trainer(
     """
     sigma_of = training_sigmas(diffusion)
     autocast(device, train.precision)  # refuses what this device cannot do before the first step
+    if train.sampling_steps < 1 and world() > 1:
+        raise ConfigError(
+            f"train.sampling_steps = {train.sampling_steps:g} leaves a network out of some steps, which {world()} processes "
+            "cannot agree on. Use train.sampling_share."
+        )
     part_of_all, skipped = own_part(train), skips or Skips()
     losses_of = objective(model, task, train, device)
 

@@ -1,9 +1,11 @@
 """A generated image as a DICOM series that nobody can take for a patient's."""
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from pydicom.dataset import Dataset
 
 from meddiff.imaging.dicom_source import MAKER, VERSION, own_equipment
 from meddiff.imaging.dicom_values import quantised
@@ -34,12 +36,30 @@ def write_synthetic(
     """
     check_axes(folder, volume)
     check_room(folder)
-    stored = quantised(folder, volume.array, volume.modality)
+    paths = []
+    for name_of_file, ds in synthetic_slices(
+        folder, volume, name=name, series_description=series_description, body_part=body_part
+    ):
+        save(ds, folder / name_of_file)
+        paths.append(folder / name_of_file)
+    return paths
+
+
+def synthetic_slices(
+    what: object,  # names the volume in errors
+    volume: Volume,
+    *,
+    name: str,
+    series_description: str = DESCRIPTION,
+    body_part: str = "",
+) -> Iterator[tuple[str, Dataset]]:
+    """The files of `write_synthetic` in memory, each with its name."""
+    check_axes(what, volume)
+    stored = quantised(what, volume.array, volume.modality)
     content = hashlib.sha256(np.ascontiguousarray(stored.numbers).tobytes()).hexdigest()
     line = (stored.slope, stored.intercept)
     seed = digest("synthetic", name, content, line, volume.geometry.affine.tolist(), VERSION)
     identity = Identity(patient_name="SYNTHETIC^MEDDIFF", patient_id=f"SYNTHETIC-{seed[:12].upper()}")
-    paths = []
     for k in range(volume.array.shape[2]):
         ds = image_slice(volume, k, identity, seed)
         ds.ImageType = ["DERIVED", "SECONDARY", ds.ImageType[2]]
@@ -48,7 +68,7 @@ def write_synthetic(
             DESCRIPTION,
             DERIVATION,
         )
-        ds.ImageComments = f"{DESCRIPTION}: {name}"
+        ds.ImageComments = f"{series_description}: {name}"
         ds.ManufacturerModelName, ds.SoftwareVersions = MAKER, VERSION
         ds.ContributingEquipmentSequence = [own_equipment(DERIVATION)]
         ds.BurnedInAnnotation = "NO"
@@ -66,7 +86,4 @@ def write_synthetic(
             ds.RepetitionTime = ds.EchoTime = ds.EchoTrainLength = None
         stored.describe(ds, volume.modality)
         put_pixels(ds, stored.numbers[:, :, k])
-        path = folder / f"slice_{k + 1:04d}.dcm"
-        save(ds, path)
-        paths.append(path)
-    return paths
+        yield f"slice_{k + 1:04d}.dcm", ds

@@ -1,6 +1,7 @@
 """A volume as a classic DICOM series, one file a slice, with the modules its IOD asks for (PS3.3 A.3 CT, A.4 MR)."""
 
 import hashlib
+import io
 import os
 import warnings
 from dataclasses import dataclass
@@ -44,14 +45,22 @@ def save(dataset: Dataset, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with partial.open("wb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's about odd values of a source, which they repeat
-            dataset.save_as(file, enforce_file_format=True)
+        with partial.open("wb") as file:
+            file.write(encoded(dataset))
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def encoded(dataset: Dataset) -> bytes:
+    """The bytes of the dataset as a file (PS3.10)."""
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydicom's about odd values of a source, which they repeat
+        dataset.save_as(file, enforce_file_format=True)
+    return file.getvalue()
 
 
 def file_meta(sop_class: str, instance: str) -> FileMetaDataset:
@@ -74,13 +83,13 @@ def check_room(folder: Path) -> None:
         )
 
 
-def check_axes(folder: Path, volume: Volume) -> None:
+def check_axes(what: object, volume: Volume) -> None:
     """DicomError for another modality than CT and MR, and for axes that are not at right angles."""
     if volume.modality not in ("CT", "MR"):
-        raise DicomError(f"{folder}: a series of modality {volume.modality} is not written; CT and MR are.")
+        raise DicomError(f"{what}: a series of modality {volume.modality} is not written; CT and MR are.")
     axes = volume.geometry.affine[:3, :3] / volume.geometry.spacing_mm
     if np.abs(axes.T @ axes - np.eye(3)).max() > RIGHT_ANGLE_TOLERANCE:
-        raise DicomError(f"{folder}: the grid has a shear, which slices cannot hold; resample it, or write NIfTI.")
+        raise DicomError(f"{what}: the grid has a shear, which slices cannot hold; resample it, or write NIfTI.")
 
 
 def write_series(

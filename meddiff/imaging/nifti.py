@@ -88,16 +88,26 @@ def write_nifti(path: str | Path, volume: Volume) -> None:
     out where the affine has a shear. The same volume gives the same bytes; the file has its name only when it is whole.
     NiftiError for labels that do not fit 32 bits.
     """
-    path = Path(path)
+    _write(Path(path), _stored(path, volume), volume.geometry)
+
+
+def nifti_gz(what: object, volume: Volume, description: str = "") -> bytes:
+    """What `write_nifti` writes as `.nii.gz`, in memory, with a text of at most 79 characters in `descrip`.
+
+    `what` names the volume in errors.
+    """
+    return _zipped(_encoded(_stored(what, volume), volume.geometry, description))
+
+
+def _stored(what: object, volume: Volume) -> np.ndarray:
+    """The voxels in the type that they are written in."""
     array = volume.array
-    if np.issubdtype(array.dtype, np.integer):
-        low, high = int(array.min()), int(array.max())
-        if max(high, -low) > LARGEST_LABEL:
-            raise NiftiError(f"{path}: labels from {low} to {high} do not fit 32 bits. Renumber the labels.")
-        array = array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
-    else:
-        array = array.astype(np.float32)
-    _write(path, array, volume.geometry)
+    if not np.issubdtype(array.dtype, np.integer):
+        return array.astype(np.float32)
+    low, high = int(array.min()), int(array.max())
+    if max(high, -low) > LARGEST_LABEL:
+        raise NiftiError(f"{what}: labels from {low} to {high} do not fit 32 bits. Renumber the labels.")
+    return array.astype(np.min_scalar_type(high) if low >= 0 else np.int32)
 
 
 def write_nifti_channels(path: str | Path, channels: np.ndarray, geometry: Geometry) -> None:
@@ -107,16 +117,25 @@ def write_nifti_channels(path: str | Path, channels: np.ndarray, geometry: Geome
     _write(Path(path), np.moveaxis(channels, 0, -1).astype(np.float32), geometry)
 
 
-def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+def _encoded(array: np.ndarray, geometry: Geometry, description: str = "") -> bytes:
     image = nib.Nifti1Image(array, geometry.affine, dtype=array.dtype)
     image.header.set_xyzt_units("mm")
+    image.header["descrip"] = description
     image.set_sform(geometry.affine, code=1)
     image.set_qform(geometry.affine, code=1)
     if _apart_mm(geometry, Geometry(geometry.shape, image.get_qform())) > _forms_tolerance_mm(geometry):
         image.set_qform(None, code=0)  # a quaternion cannot hold a shear
-    content = image.to_bytes()
+    return image.to_bytes()
+
+
+def _zipped(content: bytes) -> bytes:
+    return gzip.compress(content, compresslevel=6, mtime=0)
+
+
+def _write(path: Path, array: np.ndarray, geometry: Geometry) -> None:
+    content = _encoded(array, geometry)
     if path.name.endswith(".gz"):
-        content = gzip.compress(content, compresslevel=6, mtime=0)
+        content = _zipped(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}")  # opened by the user's umask: a scan may be private
     try:

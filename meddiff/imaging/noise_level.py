@@ -45,7 +45,7 @@ def white_noise_sigma(image: np.ndarray) -> float:
     if np.count_nonzero(body) < _FEWEST:
         raise ImageError(
             f"The noise level cannot be told: only {np.count_nonzero(body)} places of an image of {image.shape} lie inside "
-            f"a body that is not clipped, {_FEWEST} are needed. Give the level yourself."
+            f"a body that is not clipped, {_FEWEST} are needed. Give the level yourself, with --sigma."
         )
     return float(np.median(np.abs(detail[body])) / _MEDIAN_OF_NORMAL)
 

@@ -59,8 +59,29 @@ def phantom(patient: int, *, seed: int = 0, modality: str = "ct", size: int = 64
     _check(patient, modality, size, slices)
     shape = (size, size, slices or size)
     geometry = Geometry.make(shape, tuple(FIELD_OF_VIEW_MM / n for n in shape), "RAS")
+    return _scan(patient, seed, modality, geometry)
+
+
+def phantom_slice(
+    patient: int,
+    *,
+    seed: int = 0,
+    modality: str = "ct",
+    size: int = 64,
+    height_mm: float = 20.0,
+    thickness_mm: float = 5.0,
+) -> Phantom:
+    """One axial slice, (size, size, 1) voxels, at a height above the centre, of the head that `phantom` shows whole."""
+    _check(patient, modality, size, 1)
+    upright = Geometry.make((size, size, 1), (FIELD_OF_VIEW_MM / size, FIELD_OF_VIEW_MM / size, thickness_mm), "RAS")
+    affine = upright.affine.copy()
+    affine[2, 3] = height_mm
+    return _scan(patient, seed, modality, Geometry(upright.shape, affine))
+
+
+def _scan(patient: int, seed: int, modality: str, geometry: Geometry) -> Phantom:
     head = draw_head(_rng(seed, patient, "anatomy"))
-    fractions = tissue_fractions(head, geometry.affine, shape)
+    fractions = tissue_fractions(head, geometry.affine, geometry.shape)
     signal = _signal(head, fractions, modality)
     noise = _rng(seed, patient, "noise", modality)
     if modality == "ct":

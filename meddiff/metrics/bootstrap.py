@@ -56,3 +56,26 @@ def bootstrap_mean(
     means = sums[drawn].sum(1) / counts[drawn].sum(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(fsum(values) / len(values), float(low), float(high), len(values), len(names))
+
+
+def resampled(groups: Sequence[str], count: int, seed: int, purpose: str) -> torch.Tensor:
+    """How often each item is drawn, (count, items) int64: whole groups, for instance the slices of a patient, at a time.
+
+    Each of `count` resamples draws as many groups as there are, with replacement.
+    """
+    names = {name: i for i, name in enumerate(sorted(set(groups)))}
+    own = torch.tensor([names[group] for group in groups])
+    drawn = torch.randint(len(names), (count, len(names)), generator=generator(seed, "resampled", purpose))
+    often = torch.zeros(count, len(names), dtype=torch.long).scatter_add_(1, drawn, torch.ones_like(drawn))
+    return often[:, own]
+
+
+def around(value: float, drawn: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """The interval around a statistic that its resamples spread over, their own mean being moved to the value.
+
+    A resample repeats items, which moves statistics with a bias of their own, such as a Frechet distance: what is taken from
+    the resamples is how far another set of the same size would be off, not where they lie.
+    """
+    finite(np.asarray(drawn), "list of resamples")
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) - np.mean(drawn)
+    return float(value + low), float(value + high)

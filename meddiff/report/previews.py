@@ -30,7 +30,7 @@ STAGES = 8  # columns of the pictures of the process
 
 
 def previews(session: Session) -> None:
-    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for synthesis also the two processes.
+    """Attach pictures: `step_00000500.png` every `train.preview_every` steps; for diffusion of images also the two processes.
 
     Synthesis shows samples. The other tasks show what they do with a few held-out images, or training images where no
     split was held out. Of several processes all draw, since each may hold a share of the model, and the first saves.
@@ -38,11 +38,13 @@ def previews(session: Session) -> None:
     if session.config.task != "synthesis":
         _attach(session, _given(session))
         return
+    _attach(session, lambda path: save_preview(session, path))
+    if session.config.baseline is not None:
+        return
     if first():
         session.engine.add_event_handler(
             Events.STARTED, lambda: save_forward(session, session.run.previews / "forward.png")
         )
-    _attach(session, lambda path: save_preview(session, path))
     session.engine.add_event_handler(
         Events.COMPLETED,
         lambda: _with_average(session, lambda: save_reverse(session, session.run.previews / "reverse.png")),

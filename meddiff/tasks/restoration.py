@@ -1,10 +1,12 @@
 """Restoration: `x0` is the clean image, a degraded one is given, and samples are clean images that may have led to it."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.nn.functional import pad
 
 from meddiff.config import DataConfig
 from meddiff.data.transforms import AXES, spacing_by_axis
@@ -25,10 +27,15 @@ LEVEL = 0.1  # model units; how far a degraded image is taken to be from the cle
 class Restoration:
     """Clean images from degraded ones; the degradation of the config is drawn anew for every training image."""
 
-    def __init__(self, data: DataConfig) -> None:
+    def __init__(
+        self,
+        data: DataConfig,
+        share: float = 1.0,  # of a training batch: see `losses`
+        steps: float = 1.0,  # the share of them: see `losses`
+    ) -> None:
         if data.degradation is None:
             raise ConfigError("data.degradation is missing: restoration learns to undo it. Add one: {kind: gaussian}.")
-        self.data, self.settings = data, data.degradation
+        self.data, self.settings, self.share, self.steps = data, data.degradation, share, steps
         self.dims = len(data.size)
         self.known = int(isinstance(self.settings, Mask))  # channels beside the image: 1 where it was measured
 
@@ -61,15 +68,25 @@ class Restoration:
     def losses(
         self, model: nn.Module, x0: Tensor, cond: Condition | None, sigma: Tensor, generators: Sequence[Generator]
     ) -> Tensor:
-        """The error of the first answer over its scale, squared, plus the denoising loss of what it leaves, (B,)."""
+        """The error of the first answer over its scale, squared, plus the denoising loss of what it leaves, (B,).
+
+        In training the second is measured on the first `share` of the batch, counting as if on all, and in a share of
+        `steps` only, drawn at random: most of the time goes to the first answer, which every image needs.
+        """
         assert isinstance(model, Restored)
         m, s, given = answer(model, cond)
         z = (x0 - m.float()) / s
         first = z.square().flatten(1).mean(1)
-        if model.second is None:
+        if model.second is None or (model.training and self._skipped(generators)):
             return first
-        eps = draw("gaussian", x0.shape[1:], generators).to(x0)
-        return first + denoising_loss(model.second, z.detach(), eps, sigma, given)
+        some = max(1, round(self.share * len(x0))) if model.training else len(x0)
+        eps = draw("gaussian", x0.shape[1:], generators[:some]).to(x0)
+        left = denoising_loss(model.second, z[:some].detach(), eps, sigma[:some], given.map(itemgetter(slice(some))))
+        return first + pad(left * len(x0) / some, (0, len(x0) - some))
+
+    def _skipped(self, generators: Sequence[Generator]) -> bool:
+        """Whether the second network is left out of this step; without a draw where it never is."""
+        return self.steps < 1 and torch.rand((), generator=generators[0]).item() >= self.steps
 
 
 def answer(model: Restored, cond: Condition | None) -> tuple[Tensor, Tensor, Condition]:

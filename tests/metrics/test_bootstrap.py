@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from meddiff.errors import MetricError
-from meddiff.metrics.bootstrap import bootstrap_mean
+from meddiff.metrics.bootstrap import around, bootstrap_mean, resampled
 
 
 def sample(patients=40, each=1, seed=0):
@@ -61,3 +61,17 @@ def test_missing_values_are_refused():
         bootstrap_mean([1.0, 2.0], ["a"])
     with pytest.raises(MetricError, match="1 of 2 values"):
         bootstrap_mean([1.0, float("nan")], ["a", "b"])
+
+
+def test_resamples_draw_whole_groups_as_many_as_there_are():
+    drawn = resampled(["b", "a", "b", "c"], 500, 0, "test")
+    assert drawn.shape == (500, 4)
+    assert (drawn[:, 0] == drawn[:, 2]).all()
+    assert (drawn[:, [0, 1, 3]].sum(1) == 3).all()
+    assert drawn[:, 1].double().mean() == pytest.approx(1, abs=0.1)
+
+
+def test_an_interval_lies_around_its_value_whatever_the_bias_of_its_resamples():
+    rng = np.random.default_rng(0)
+    low, high = around(5.0, (7 + rng.normal(size=20_000)).tolist())
+    assert (low, high) == pytest.approx((5 - 1.96, 5 + 1.96), abs=0.05)

@@ -1,8 +1,15 @@
 import pytest
 import torch
 
-from meddiff.errors import ConfigError
-from meddiff.metrics.distances import nearest, sliced_wasserstein, spectrum_distance
+from meddiff.errors import ConfigError, MetricError
+from meddiff.metrics.distances import (
+    _enlarged,
+    laplacian_pyramid,
+    nearest,
+    patch_wasserstein,
+    sliced_wasserstein,
+    spectrum_distance,
+)
 
 
 def images(n, seed=0, shift=0.0):
@@ -53,3 +60,47 @@ def test_a_blurred_set_is_further_away_than_another_draw_of_the_same_texture():
     blurred = torch.nn.functional.avg_pool2d(two, 3, 1, 1)
     assert spectrum_distance(one, two) < 0.5
     assert spectrum_distance(one, blurred) > 5
+
+
+@pytest.mark.parametrize(("size", "scales"), [((64, 64), (64, 32, 16)), ((35, 48), (35, 18)), ((32, 40, 33), (32, 16))])
+def test_a_pyramid_sums_to_its_image(size, scales):
+    image = torch.randn(2, 1, *size, generator=torch.Generator().manual_seed(0))
+    levels = laplacian_pyramid(image)
+    assert tuple(level.shape[2] for level in levels) == scales
+    whole = levels[-1]
+    for level in reversed(levels[:-1]):
+        whole = level + _enlarged(whole, level)
+    torch.testing.assert_close(whole, image, rtol=0, atol=1e-5)
+
+
+def test_a_constant_image_has_no_detail_at_any_scale():
+    *detail, rest = laplacian_pyramid(torch.full((1, 1, 64, 64), 0.7))
+    assert max(float(level.abs().max()) for level in detail) < 1e-6
+    torch.testing.assert_close(rest, torch.full_like(rest, 0.7))
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.5])
+def test_texture_of_half_and_of_half_more_the_amplitude_is_as_far_from_the_reference(factor):
+    """Patches times k are |k - 1| standard deviations apart in every direction, on average over directions exactly."""
+    a = torch.randn(20, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert patch_wasserstein(a, a) == [0.0, 0.0]
+    assert patch_wasserstein(factor * a, a, 2000) == pytest.approx([0.5, 0.5], abs=0.02)
+
+
+def test_a_blur_is_seen_at_the_finest_level_and_a_shift_at_the_last():
+    draw = torch.Generator().manual_seed(0)
+    reference, other = torch.randn(2, 40, 1, 32, 32, generator=draw)
+    blurred = torch.nn.functional.avg_pool2d(other, 3, 1, 1)
+    fine, coarse = patch_wasserstein(blurred, reference)
+    assert fine > 0.5
+    assert coarse < fine / 2
+    fine, coarse = patch_wasserstein(other + 1, reference)
+    assert fine < 0.05
+    assert coarse > 0.5
+
+
+def test_images_without_detail_or_smaller_than_a_patch_have_no_texture():
+    with pytest.raises(MetricError, match="constant"):
+        patch_wasserstein(images(2), torch.zeros(2, 1, 8, 8))
+    with pytest.raises(MetricError, match=r"patches of 7 voxels an axis; found \(6, 9\)"):
+        patch_wasserstein(torch.zeros(2, 1, 6, 9), torch.zeros(2, 1, 6, 9))
