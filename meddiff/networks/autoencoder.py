@@ -1,15 +1,17 @@
 """A KL autoencoder for 2D and 3D: images <-> a Gaussian over latents, `factor` times smaller along each axis.
 
 MONAI's AutoencoderKL (Rombach et al. 2022, section 3.1) with what it lacks: any image size, windows over large volumes, and
-deviations that are returned instead of drawn from. The first latents also hold the means of parts of their voxels, and the
-network what these leave out (a shortcut after Chen et al. 2025, Deep Compression Autoencoder, section 3.1), so that it
-reconstructs something from the first step on. No attention: a latent follows from its surroundings alone, and windows agree
-where they overlap.
+deviations that are returned instead of drawn from. The latents also hold the lowest frequencies of their voxels, and the network
+what these leave out (a shortcut after Chen et al. 2025, Deep Compression Autoencoder, section 3.1): it reconstructs an image
+from the first step on. No attention: a latent follows from its surroundings alone, and windows agree where they overlap.
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
+from itertools import product
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from monai.inferers import sliding_window_inference
 from monai.networks.nets import AutoencoderKL
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from meddiff.errors import NetworkError
 from meddiff.networks.blocks import depth_to_space, space_to_depth
 
-LOG_VARIANCE = -8.0  # of the latents before training
+LOG_VARIANCE = -12.0  # of the latents before training
 
 
 class Autoencoder(nn.Module):
@@ -26,6 +28,8 @@ class Autoencoder(nn.Module):
 
     NetworkError where the settings contradict each other, or an image is not what it was built for.
     """
+
+    basis: Tensor  # (frequencies, factor**dims)
 
     def __init__(
         self,
@@ -65,7 +69,7 @@ class Autoencoder(nn.Module):
             )
         except ValueError as e:
             raise NetworkError(f"No autoencoder can be built of channels {tuple(channels)}: {e}") from e
-        self.parts = max(k for k in (1, 2, 4) if k**spatial_dims <= latent_channels and self.factor % k == 0)
+        self.register_buffer("basis", lowest(latent_channels, self.factor, spatial_dims), persistent=False)
         for part, bias in (("quant_conv_mu", 0.0), ("quant_conv_log_sigma", LOG_VARIANCE), ("decoder", 0.0)):
             # at the start the shortcut is all there is, and a deviation of 1 would drown it
             for name, parameter in self._last(part):
@@ -91,14 +95,15 @@ class Autoencoder(nn.Module):
 
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, deviation = self.network.encode(space_to_depth(x, self.patch))
-        pool = F.avg_pool2d if self.spatial_dims == 2 else F.avg_pool3d
-        coarse = space_to_depth(pool(x, self.factor // self.parts), self.parts)  # (B, parts^dims, *latents)
-        return mean + self._filled(coarse), deviation
+        voxels = space_to_depth(x.float(), self.factor)  # (B, factor^dims, *latents)
+        low = (
+            torch.einsum("cv,bv...->bc...", self.basis, voxels) / self.basis.shape[1] ** 0.5
+        )  # the first is their mean
+        return mean + F.pad(low, [0, 0] * self.spatial_dims + [0, mean.shape[1] - low.shape[1]]), deviation
 
     def _decode(self, z: Tensor) -> Tensor:
-        coarse = depth_to_space(z[:, : self.parts**self.spatial_dims], self.parts, self.spatial_dims)
-        smooth = "bilinear" if self.spatial_dims == 2 else "trilinear"
-        image = F.interpolate(coarse.float(), scale_factor=float(self.factor // self.parts), mode=smooth)
+        low = z[:, : len(self.basis)].float() * self.basis.shape[1] ** 0.5
+        image = depth_to_space(torch.einsum("cv,bc...->bv...", self.basis, low), self.factor, self.spatial_dims)
         return image + depth_to_space(self.network.decode(z), self.patch, self.spatial_dims)
 
     def _last(self, part: str) -> list[tuple[str, nn.Parameter]]:
@@ -132,3 +137,15 @@ class Autoencoder(nn.Module):
 
     def _crop(self, size: Sequence[int]) -> tuple:
         return (..., *(slice(n) for n in size))
+
+
+def lowest(most: int, size: int, dims: int) -> Tensor:
+    """The at most `most` lowest frequencies of a block of `size` voxels an axis: rows of its cosine transform, orthonormal.
+
+    (frequencies, size**dims), voxels in the order of `space_to_depth`.
+    """
+    k, n = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64) + 0.5
+    along = (torch.pi * k * n / size).cos() * (2 / size) ** 0.5  # DCT-II
+    along[0] /= 2**0.5
+    chosen = sorted(product(range(size), repeat=dims), key=lambda f: (sum(i * i for i in f), f))[:most]
+    return torch.stack([reduce(torch.kron, [along[i] for i in f]) for f in chosen]).float()

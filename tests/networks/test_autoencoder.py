@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from meddiff.diffusion.losses import kl_divergence
 from meddiff.errors import NetworkError
-from meddiff.networks.autoencoder import Autoencoder
+from meddiff.networks.autoencoder import Autoencoder, lowest
 
 
 def small(dims=2, **settings):
@@ -49,6 +49,23 @@ def test_forward_decodes_the_mean_moved_by_the_noise():
     image, mean, deviation = model(x, eps)
     assert_close((mean, deviation), model.encode(x))
     assert_close(image, model.decode(mean + deviation * eps, (15, 16)))
+
+
+@pytest.mark.parametrize(("dims", "channels"), [(2, 16), (3, 64)])
+def test_an_untrained_one_keeps_all_frequencies_that_have_a_latent(dims, channels):
+    model = small(dims, latent_channels=channels)
+    x = torch.randn(1, 1, *[8] * dims)
+    assert_close(model.decode(model.encode(x)[0]), x)
+    few = small(dims, latent_channels=1)
+    mean, _ = few.encode(x)
+    pool = torch.nn.functional.avg_pool2d if dims == 2 else torch.nn.functional.avg_pool3d
+    assert_close(mean, pool(x, 4))
+
+
+def test_the_lowest_frequencies_are_orthonormal():
+    basis = lowest(10, 4, 3)
+    assert basis.shape == (10, 64)
+    assert_close(basis @ basis.T, torch.eye(10))
 
 
 def test_patches_lower_the_resolution_as_a_level_does():
