@@ -142,6 +142,8 @@ class Images(Dataset):
         for _ in range(REDRAWS):
             room = [n - s for n, s in zip(array.shape, self.data.size, strict=True)]
             start = [int(rng.integers(0, r + 1)) if r > 0 else r // 2 for r in room]
+            if not self.data.min_foreground:
+                break
             patch = cut(array, self.data.size, start, OUTSIDE["image"])
             if (patch > BACKGROUND).float().mean() >= self.data.min_foreground:
                 break
@@ -155,11 +157,14 @@ def centred(shape: Sequence[int], size: Sequence[int]) -> list[int]:
 
 def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: float) -> Tensor:
     """`size` voxels from `start`, (1, *size) float32; what lies outside of the array is `outside`."""
-    inside = tuple(slice(max(a, 0), a + s) for a, s in zip(start, size, strict=True))
-    patch = np.asarray(array[inside], dtype=np.float32)
+    inside = tuple(slice(max(a, 0), max(a + s, 0)) for a, s in zip(start, size, strict=True))
+    found = array[inside]
+    patch = np.empty(tuple(size), np.float32)
+    if found.shape != patch.shape:
+        patch.fill(outside)
     before = [max(-a, 0) for a in start]
-    pad = [(b, s - b - n) for b, s, n in zip(before, size, patch.shape, strict=True)]
-    return torch.from_numpy(np.ascontiguousarray(np.pad(patch, pad, constant_values=outside)))[None]
+    patch[tuple(slice(b, b + n) for b, n in zip(before, found.shape, strict=True))] = found
+    return torch.from_numpy(patch)[None]
 
 
 class Steps(Sampler[list[Draw]]):

@@ -22,7 +22,7 @@ from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, 
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
-FORMAT = 1  # raise it when the preprocessing changes what it computes
+FORMAT = 2  # raise it when the preprocessing changes what it computes
 BACKGROUND = -0.9  # model units; a voxel above it is foreground
 
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.networks.layers import GaussianFilter
-from monai.transforms import Compose, InvertibleTransform, MapTransform, Orientationd, RandAffined, RandFlipd, Spacingd
+from monai.transforms import Compose, InvertibleTransform, MapTransform, Orientationd, RandAffined, RandFlipd
 from monai.utils import TraceKeys
 
 from meddiff.config import DataConfig
+from meddiff.data.resample import Resampled
 from meddiff.errors import ConfigError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
@@ -43,7 +44,7 @@ def placing(data: DataConfig, *, label: bool = False) -> Compose:
         [
             Orientationd(keys, axcodes="RAS", labels=None),
             *([] if label else [LowPassd(keys, spacing)]),
-            Spacingd(keys, pixdim=spacing, mode="nearest" if label else "bilinear", padding_mode="border"),
+            Resampled(keys, spacing, nearest=label),
         ]
     )
 

@@ -5,7 +5,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NamedTuple, Protocol
+from math import inf, log
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,44 +54,59 @@ class Network(Protocol):
     def __call__(self, x: Tensor, c_noise: Tensor, cond: Condition | None = None) -> Tensor: ...
 
 
-class Row(NamedTuple):
+L = TypeVar("L", Tensor, float)  # a noise level and what follows from it: one for all, or one for each case
+
+
+class Row(NamedTuple, Generic[L]):
     """One row of the table: `D = c_skip * x + c_out * F(c_in * x, c_noise, cond)`."""
 
-    c_skip: Tensor
-    c_out: Tensor
-    c_in: Tensor
-    c_noise: Tensor
+    c_skip: L
+    c_out: L
+    c_in: L
+    c_noise: L
 
 
-def _edm(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
-    norm = (sigma**2 + sigma_data**2).sqrt()
-    return Row(sigma_data**2 / norm**2, sigma * sigma_data / norm, 1 / norm, sigma.log() / 4)
+def _log(sigma: L) -> L:
+    if isinstance(sigma, Tensor):
+        return sigma.log()
+    return log(sigma) if sigma > 0 else -inf
 
 
-def _eps(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
-    return Row(torch.ones_like(sigma), -sigma, (1 + sigma**2).rsqrt(), timesteps.of_sigma(sigma))
+def _timestep(sigma: L, timesteps: Timesteps) -> L:
+    if isinstance(sigma, Tensor):
+        return timesteps.of_sigma(sigma)
+    return float(timesteps.of_sigma(torch.tensor(sigma, dtype=torch.float64)))
 
 
-def _v(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
-    root_a = (1 + sigma**2).rsqrt()
-    return Row(root_a**2, -sigma * root_a, root_a, timesteps.of_sigma(sigma))
+def _edm(sigma: L, sigma_data: float, timesteps: Timesteps) -> Row[L]:
+    norm = (sigma**2 + sigma_data**2) ** 0.5
+    return Row(sigma_data**2 / norm**2, sigma * sigma_data / norm, 1 / norm, _log(sigma) / 4)
 
 
-def _x0(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
-    return Row(torch.zeros_like(sigma), torch.ones_like(sigma), (1 + sigma**2).rsqrt(), timesteps.of_sigma(sigma))
+def _eps(sigma: L, sigma_data: float, timesteps: Timesteps) -> Row[L]:
+    return Row(0 * sigma + 1, -sigma, (1 + sigma**2) ** -0.5, _timestep(sigma, timesteps))
 
 
-def _flow(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+def _v(sigma: L, sigma_data: float, timesteps: Timesteps) -> Row[L]:
+    root_a = (1 + sigma**2) ** -0.5
+    return Row(root_a**2, -sigma * root_a, root_a, _timestep(sigma, timesteps))
+
+
+def _x0(sigma: L, sigma_data: float, timesteps: Timesteps) -> Row[L]:
+    return Row(0 * sigma, 0 * sigma + 1, (1 + sigma**2) ** -0.5, _timestep(sigma, timesteps))
+
+
+def _flow(sigma: L, sigma_data: float, timesteps: Timesteps) -> Row[L]:
     t = sigma / (1 + sigma)
     return Row(1 - t, -t, 1 - t, t)
 
 
-def _monai_rflow(sigma: Tensor, sigma_data: float, timesteps: Timesteps) -> Row:
+def _monai_rflow(sigma: L, sigma_data: float, timesteps: Timesteps) -> Row[L]:
     t = sigma / (1 + sigma)
     return Row(1 - t, t, 1 - t, 1000 * t)
 
 
-PARAMETERIZATIONS: dict[str, Callable[[Tensor, float, Timesteps], Row]] = {
+PARAMETERIZATIONS: dict[str, Callable[..., Row]] = {
     "edm": _edm,  # EDM residual, Karras et al. 2022, table 1
     "eps": _eps,  # noise of the variance-preserving process, Ho et al. 2020
     "v": _v,  # Salimans and Ho 2022, section 4
@@ -122,7 +138,7 @@ class Preconditioned(nn.Module):
         self.sigma_data = sigma_data
         self.timesteps = timesteps if timesteps is not None else Timesteps.ddpm_linear()
 
-    def row(self, sigma: Tensor, x: Tensor) -> Row:
+    def row(self, sigma: Tensor, x: Tensor) -> Row[Tensor]:
         """The four coefficients at `sigma`, () or (B,), shaped to multiply `x`; c_noise keeps the shape of sigma."""
         row = PARAMETERIZATIONS[self.parameterization](sigma.to(x), self.sigma_data, self.timesteps)
         if sigma.ndim == 0:
@@ -131,9 +147,14 @@ class Preconditioned(nn.Module):
         return Row(row.c_skip.view(wide), row.c_out.view(wide), row.c_in.view(wide), row.c_noise)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
-        """`E[x0 | x]`, of the shape and dtype of x."""
-        row = self.row(sigma, x)
-        return torch.addcmul(row.c_skip * x, row.c_out, self.network(row.c_in * x, row.c_noise, cond).to(x.dtype))
+        """`E[x0 | x]`, of the shape and dtype of x; one sigma for all is fastest on the CPU, whatever the device of x."""
+        if sigma.ndim:
+            row = self.row(sigma, x)
+            return torch.addcmul(row.c_skip * x, row.c_out, self.network(row.c_in * x, row.c_noise, cond).to(x.dtype))
+        # plain numbers: a dozen operations on tensors of one element would cost more than those on the image
+        here: Row[float] = PARAMETERIZATIONS[self.parameterization](float(sigma), self.sigma_data, self.timesteps)
+        said = self.network(here.c_in * x, x.new_full((), here.c_noise), cond).to(x.dtype)
+        return torch.add(here.c_skip * x, said, alpha=here.c_out)
 
     def target(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """What the network should have said for `D(x, sigma) = x0`; the one training target of every row."""

@@ -22,12 +22,11 @@ OnStep = Callable[[int, Tensor, Tensor], None]
 
 
 def _steps(sigmas: Tensor, x: Tensor) -> list[tuple[int, Tensor, float, float]]:
-    """Each step as (i, sigma as a tensor for the denoiser, sigma, next sigma)."""
+    """Each step as (i, sigma for the denoiser, sigma, next sigma); on the CPU: reading it there never waits for a device."""
     levels = sigmas.tolist()
     if any(b >= a for a, b in itertools.pairwise(levels)) or levels[-1] < 0:
         raise ConfigError(f"A sampler needs strictly decreasing sigmas that end at 0 or above; found {levels}.")
-    on_device = sigmas.to(x)
-    return [(i, on_device[i], levels[i], levels[i + 1]) for i in range(len(levels) - 1)]
+    return [(i, sigma, levels[i], levels[i + 1]) for i, sigma in enumerate(sigmas[:-1].to("cpu", x.dtype).unbind())]
 
 
 @torch.no_grad()
@@ -58,12 +57,12 @@ def heun(
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Second order, two evaluations a step but one for a step to 0 (Karras et al. 2022, algorithm 1)."""
-    levels = sigmas.to(x)
+    after = sigmas[1:].to("cpu", x.dtype).unbind()
     for i, sigma, s, s_next in _steps(sigmas, x):
         d = denoise(x, sigma, cond)
         x_next = torch.lerp(d, x, s_next / s)
         if s_next > 0:
-            slope = (x - d) / s + (x_next - denoise(x_next, levels[i + 1], cond)) / s_next
+            slope = (x - d) / s + (x_next - denoise(x_next, after[i], cond)) / s_next
             x_next = x + (s_next - s) / 2 * slope
         x = x_next
         if on_step:

@@ -27,6 +27,7 @@ from meddiff.seeds import generator
 from meddiff.tasks.restoration import LEVEL
 
 ITERATIONS = 4  # of conjugate gradients: what a masked image says is found to that accuracy at each step
+REACH = 3  # standard deviations of the noise
 BLURRED = 0.02  # share of what is missing that a voxel of a coarser grid may hold and be known
 Estimate = Literal["mean", "sample"]
 Ways = Sequence[
@@ -57,7 +58,9 @@ def restore(
 ) -> Clean:
     """The posterior mean of the clean scan, or one sample of it; with several samples also their standard deviation.
 
-    With `missing`, what it marks is filled in and everything else stays as it is. ImageError where the scan is not for this
+    Training images are cut off at the limits of `data.intensity`: what lies further beyond them than noise reaches is shown to
+    the model at the limit, and stays as it was scanned. With `missing`, what it marks is filled in and everything else stays
+    as it is. ImageError where the scan is not for this
     model, or no noise level can be told from it; GeometryError where `missing` lies on another grid.
     """
     _check_missing(config, volume, missing, sigma)
@@ -67,13 +70,16 @@ def restore(
     seen = Seen(volume, config, card)
     if missing is None:
         level, told = _level(config, volume, seen, sigma)
-        images, chosen = seen.images, torch.arange(len(seen.images))
+        beyond = seen.images.abs() > 1 + REACH * level
+        images, chosen = torch.where(beyond, seen.images.clamp(-1, 1), seen.images), torch.arange(len(seen.images))
     else:
-        level, told = LEVEL, None
+        level, told, beyond = LEVEL, None, torch.zeros_like(seen.images, dtype=torch.bool)
         images, chosen = _with_mask(config, seen, missing)
     mean, drawn = (seen.images.expand(n, *seen.images.shape).clone() for n in (1, samples))
     with torch.no_grad():
         mean[0, chosen], drawn[:, chosen] = estimates(model, config, images, level, [name], seed, samples, seen)
+
+    mean, drawn = (torch.where(beyond, seen.images, maps) for maps in (mean, drawn))
 
     def back(maps: Tensor, offset: float) -> Volume:
         array = (seen.back(seen.unbatch(maps))[0] - offset) / seen.scale

@@ -7,13 +7,13 @@ import gzip
 import io
 import os
 import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from isal import igzip, isal_zlib
 from nibabel.spatialimages import HeaderDataError
 
 from meddiff.errors import GeometryError, NiftiError
@@ -186,7 +186,7 @@ def _content(path: Path, *, only_header: bool = False) -> bytes:
         with path.open("rb") as file:
             zipped = file.read(2) == b"\x1f\x8b"
             file.seek(0)
-            stream = gzip.GzipFile(fileobj=file) if zipped else file
+            stream = igzip.IGzipFile(fileobj=file) if zipped else file
             head = stream.read(544)
             end = _promised_end(path, head)
             size = os.fstat(file.fileno()).st_size
@@ -202,7 +202,7 @@ def _content(path: Path, *, only_header: bool = False) -> bytes:
                 raise NiftiError(
                     f"{path}: inflates to more than the {end[1]} bytes its header promises. Export it again."
                 )
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, isal_zlib.error) as error:  # type: ignore[misc]  # its stub calls the class an instance
         raise NiftiError(
             f"{path}: cannot be read whole ({error}). The file is damaged or missing; copy or export it again."
         ) from error

@@ -51,14 +51,14 @@ class ResBlock(nn.Module):
 
     def residual(self, x: Tensor, emb: Tensor) -> Tensor:
         """The block's computation, without checkpointing."""
-        h = self.conv1(F.silu(self.norm1(x)))  # (B, outputs, *spatial)
+        h = self.conv1(norm_silu(self.norm1, x))  # (B, outputs, *spatial)
         change = self.embed_proj(emb)[(..., *[None] * (x.ndim - 2))]  # (B, outputs or twice that, 1, ...)
         if self.plain:
-            h = self.norm2(h + change)
+            h = norm_silu(self.norm2, h + change)
         else:
             scale, shift = change.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.skip_connection(x) + self.conv2(self.dropout(F.silu(h)))
+            h = F.silu(torch.addcmul(shift, self.norm2(h), 1 + scale))
+        return self.skip_connection(x) + self.conv2(self.dropout(h))
 
 
 class Attention(nn.Module):
@@ -115,17 +115,33 @@ class Up(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by repetition, then a convolution."""
+    """Twice the size by repetition, then a convolution of 3 voxels an axis, computed as one transposed convolution of 4.
 
-    def __init__(self, conv: nn.Module) -> None:
+    Every output voxel sees 2 input voxels an axis, each under the sum of the weights that fall on its copies: the same
+    numbers up to rounding, with 4 products for 9 in 2D and 8 for 27 in 3D.
+    """
+
+    def __init__(self, conv: nn.Conv2d | nn.Conv3d) -> None:
         super().__init__()
         self.conv = conv
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        weight, bias = self.conv.weight, self.conv.bias
+        for axis in range(2, weight.ndim):
+            first, middle, last = weight.unbind(axis)
+            weight = torch.stack([last, middle + last, first + middle, first], axis)
+        transposed = F.conv_transpose2d if x.ndim == 4 else F.conv_transpose3d
+        return transposed(x, weight.transpose(0, 1), bias, stride=2, padding=1)
 
 
-def convolution(spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
+    """`silu(norm(x))`; where no gradient is wanted, the SiLU overwrites what the norm made."""
+    return F.silu(norm(x), inplace=not torch.is_grad_enabled())
+
+
+def convolution(
+    spatial_dims: int, inputs: int, outputs: int, kernel: int = 3, stride: int = 1
+) -> nn.Conv2d | nn.Conv3d:
     """Convolution that keeps the size, up to the stride."""
     conv = nn.Conv2d if spatial_dims == 2 else nn.Conv3d
     return conv(inputs, outputs, kernel, stride=stride, padding=kernel // 2)

@@ -12,25 +12,26 @@ from meddiff.metrics.tissue import Difference
 FLOOR = "training images"
 
 
-class Column(NamedTuple):
-    """What a person is shown of a metric."""
+class Shown(NamedTuple):
+    """How a person is shown a metric."""
 
     metric: str
     title: str
     digits: int
 
 
-COLUMNS = (
-    Column("encoder/kid", "KID", 3),
-    Column("encoder/frechet", "Frechet", 1),
-    Column("encoder/precision", "precision", 2),
-    Column("encoder/recall", "recall", 2),
-    Column("encoder/density", "density", 2),
-    Column("encoder/coverage", "coverage", 2),
-    Column("radiomic/kid", "radiomic KID", 3),
-    Column("radiomic/coverage", "coverage", 2),
-    Column("sliced_wasserstein", "sliced W.", 4),
-    Column("ms_ssim", "MS-SSIM", 3),
+SHOWN = (
+    Shown("encoder/kid", "KID", 3),
+    Shown("encoder/frechet", "Frechet distance", 1),
+    Shown("encoder/frechet_bias", "  of it owed to n", 1),
+    Shown("encoder/precision", "precision", 2),
+    Shown("encoder/recall", "recall", 2),
+    Shown("encoder/density", "density", 2),
+    Shown("encoder/coverage", "coverage", 2),
+    Shown("radiomic/kid", "KID, radiomic", 3),
+    Shown("radiomic/coverage", "coverage, radiomic", 2),
+    Shown("sliced_wasserstein", "sliced Wasserstein", 4),
+    Shown("ms_ssim", "MS-SSIM of pairs", 3),
 )
 
 
@@ -38,16 +39,24 @@ def rows(
     quality: Mapping[str, Mapping[str, Figure]],  # set -> metric -> figure
     facts: Mapping[str, Mapping[str, str]],  # set -> title -> what else is known of it
 ) -> tuple[list[str], list[list[str]]]:
-    """Titles, and a line for each set and one for as many training images; only metrics that were measured."""
-    shown = [c for c in COLUMNS if c.metric in next(iter(quality.values()))]
+    """Titles, one a set and one for as many training images, and a line for each metric that was measured."""
+    first = next(iter(quality.values()))
     known = list(dict.fromkeys(title for of in facts.values() for title in of))
     lines = [
-        [name, *(f"{of[c.metric].value:.{c.digits}f}" for c in shown), *(facts.get(name, {}).get(t, "") for t in known)]
-        for name, of in quality.items()
+        [title, *(_text(of[metric], digits) for of in quality.values()), f"{first[metric].train:.{digits}f}"]
+        for metric, title, digits in SHOWN
+        if metric in first
     ]
-    first = next(iter(quality.values()))
-    lines.append([FLOOR, *(f"{first[c.metric].train:.{c.digits}f}" for c in shown), *("" for _ in known)])
-    return ["set", *(c.title for c in shown), *known], lines
+    lines += [[title, *(facts.get(name, {}).get(title, "") for name in quality), ""] for title in known]
+    return [f"n = {first['ms_ssim'].n}", *quality, FLOOR], lines
+
+
+def _text(figure: Figure, digits: int) -> str:
+    """The value with its interval, if it has one."""
+    value = f"{figure.value:.{digits}f}"
+    if figure.low == figure.high:
+        return value
+    return f"{value} ({figure.low:.{digits}f} to {figure.high:.{digits}f})"
 
 
 def write_quality(path: Path, quality: Mapping[str, Mapping[str, Figure]]) -> None:

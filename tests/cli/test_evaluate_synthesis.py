@@ -52,7 +52,7 @@ def test_runs_and_tissues_come_into_one_table(runs, tmp_path, capsys):
     for name in ("a", "b"):
         code, said = run(capsys, "evaluate", runs / "own", *asked, "-o", tmp_path / name)
         assert code == 0, said
-    for word in ("vae", "training", "coverage", "difference", "lesion: no voxel of it in the held-out images"):
+    for word in ("baseline vae", "training images", "coverage", "parameters", "difference", "lesion: no voxel of it"):
         assert word in said
     for name in ("metrics.json", "methods.csv", "tissues.csv", "comparison.png"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name

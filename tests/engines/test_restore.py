@@ -17,6 +17,7 @@ from meddiff.engines.fit import fit
 from meddiff.engines.restore import estimates, restore
 from meddiff.errors import ConfigError, GeometryError, ImageError, RunError
 from meddiff.imaging.dicom import find_series, read_series
+from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.nifti import read_nifti, write_nifti
 from meddiff.imaging.phantom import write_cohort
 from meddiff.imaging.volume import Volume
@@ -56,6 +57,21 @@ def noisy(trained):
 def error(one, other):
     body = other.array > -200
     return float(np.sqrt(np.square(one.array.clip(-200, 400) - other.array.clip(-200, 400))[body].mean()))
+
+
+def test_what_lies_beyond_the_window_is_not_shown_and_stays_as_it_was(trained):
+    model, card = trained.load_model(CPU)
+    array = np.random.default_rng(0).normal(50, 60, (16, 16, 3)).astype(np.float32)
+    metal = np.zeros(array.shape, bool)
+    metal[5:8, 5:8] = True  # the window ends at 400 HU
+    scans = [
+        Volume(np.where(metal, array + more, array), Geometry.make(array.shape, (15.0, 15.0, 15.0)), "CT", "HU")
+        for more in (1000, 6000)
+    ]
+    results = [restore(model, trained.config(), card, scan, "a", 0, sigma=60.0).image.array for scan in scans]
+    np.testing.assert_allclose(results[1][~metal], results[0][~metal], atol=1e-3)
+    for scan, result in zip(scans, results, strict=True):
+        np.testing.assert_allclose(result[metal], scan.array[metal], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from redrawn import redrawn
 
 from meddiff.diffusion.denoiser import Condition
 from meddiff.errors import NetworkError
-from meddiff.networks.blocks import Attention, depth_to_space, space_to_depth
+from meddiff.networks.blocks import Attention, Upsample, convolution, depth_to_space, space_to_depth
 from meddiff.networks.unet import UNet
 
 NOISE = torch.tensor([-0.5, 0.7])  # c_noise of a batch of two
@@ -223,6 +223,16 @@ def test_depth_to_space_undoes_space_to_depth(size):
         (1, slice(3 * 2 ** len(size) - 2 ** len(size), None), *[1] * len(size))
     ]  # third channel, second block
     assert torch.equal(last, x[(1, 2, *[slice(2, 4)] * len(size))].flatten())
+
+
+@pytest.mark.parametrize("size", [(1, 3), (5, 4, 3)])
+def test_upsampling_equals_repetition_and_convolution_in_value_and_gradient(size):
+    conv = convolution(len(size), 2, 3).double()
+    x = torch.randn(2, 2, *size, dtype=torch.float64, requires_grad=True)
+    results = []
+    for y in (Upsample(conv)(x), conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))):
+        results.append((y, *torch.autograd.grad(y.sin().sum(), (x, conv.weight, conv.bias))))
+    torch.testing.assert_close(*results)
 
 
 def test_space_to_depth_is_pixel_unshuffle_in_2d():

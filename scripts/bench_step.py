@@ -1,0 +1,166 @@
+"""One network evaluation and one training step against MONAI's DiffusionModelUNet with the same weights.
+
+    python scripts/bench_step.py [--quick] [--json FILE]
+
+2D: 8 x 1 x 64 x 64; 3D: 2 x 1 x 32 x 32 x 32. Contenders take turns; ratios are of medians of the same run, greater is better.
+MONAI runs as its users run it, in fp32 and under bf16 autocast. `error_*` is the relative L2 distance to MONAI's fp32 output.
+Ratios without 2d or 3d in their name are the smaller of the two.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor, nn
+
+from meddiff.networks.monai_weights import from_monai_weights
+from meddiff.networks.unet import UNet
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and what it is shown."""
+
+    dims: int
+    size: tuple[int, ...]  # (B, 1, *spatial)
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+
+
+CASES = {
+    "2d": Case(2, (8, 1, 64, 64), (64, 128, 256), (False, False, True)),
+    "3d": Case(3, (2, 1, 32, 32, 32), (64, 128, 128), (False, False, True)),
+}
+HEAD = 64  # channels of an attention head
+
+
+def networks(case: Case) -> tuple[nn.Module, UNet]:
+    """MONAI's network with random weights, none of them 0 as at the start of training, and ours with the same."""
+    torch.manual_seed(0)
+    monai = DiffusionModelUNet(
+        spatial_dims=case.dims,
+        in_channels=1,
+        out_channels=1,
+        num_res_blocks=2,
+        channels=case.channels,
+        attention_levels=case.attention,
+        norm_num_groups=32,
+        num_head_channels=HEAD,
+    )
+    for parameter in monai.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    ours = UNet(
+        spatial_dims=case.dims,
+        in_channels=1,
+        out_channels=1,
+        channels=case.channels,
+        attention=case.attention,
+        head_channels=HEAD,
+        norm_groups=32,
+        middle_attention=True,
+        plain=True,
+    )
+    return monai, from_monai_weights(ours, monai.state_dict())
+
+
+def autocast(bf16: bool) -> AbstractContextManager:
+    return torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
+
+
+def last(net: nn.Module, dims: int) -> nn.Module:
+    """The network with the channels of its weights side by side."""
+    layout = torch.channels_last if dims == 2 else torch.channels_last_3d
+    return net.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
+
+
+def inference(net: nn.Module, x: Tensor, t: Tensor, bf16: bool) -> Callable[[], Tensor]:
+    def act() -> Tensor:
+        with torch.no_grad(), autocast(bf16):
+            return net(x, t)
+
+    return act
+
+
+def training(net: nn.Module, x: Tensor, t: Tensor, bf16: bool) -> Callable[[], Tensor]:
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+
+    def act() -> Tensor:
+        with autocast(bf16):
+            out = net(x, t)
+        loss = (out.float() - target).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return loss.detach()
+
+    return act
+
+
+def medians(contenders: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
+    """Milliseconds, the contenders taking turns; a first round warms up."""
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds + 1):
+        for name, act in contenders.items():
+            began = time.perf_counter()
+            act()
+            times[name].append((time.perf_counter() - began) * 1e3)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def bench(name: str, case: Case, rounds: int) -> dict[str, float]:
+    """Times, ratios and errors of one case."""
+    x = torch.randn(case.size, generator=torch.Generator().manual_seed(0))
+    t = torch.full((len(x),), 500.0)
+    monai, ours = networks(case)
+    _, ours_last = networks(case)
+    last(ours_last, case.dims)
+    work = {
+        "monai_fp32": inference(monai, x, t, False),
+        "monai_bf16": inference(monai, x, t, True),
+        "meddiff_fp32": inference(ours_last, x, t, False),
+        "meddiff_bf16": inference(ours_last, x, t, True),
+    }
+    truth = work["monai_fp32"]()
+    errors = {k: float((work[f"meddiff_{k}"]().float() - truth).norm() / truth.norm()) for k in ("fp32", "bf16")}
+    result = {f"{name}_inference_{k}_ms": v for k, v in medians(work, rounds).items()}
+    steps = {
+        "monai_fp32": training(monai, x, t, False),
+        "monai_bf16": training(monai, x, t, True),
+        "meddiff_fp32": training(ours_last, x, t, False),
+        "meddiff_bf16": training(ours, x, t, True),
+    }
+    result |= {f"{name}_training_{k}_ms": v for k, v in medians(steps, rounds).items()}
+    for act in ("inference", "training"):
+        for own, other in (("bf16", "fp32"), ("bf16", "bf16"), ("fp32", "fp32")):
+            mine, theirs = (result[f"{name}_{act}_{who}_ms"] for who in (f"meddiff_{own}", f"monai_{other}"))
+            result[f"{name}_{act}_{own}_vs_monai_{other}"] = theirs / mine
+    return result | {f"{name}_error_{k}": v for k, v in errors.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
+    parser.add_argument("--json", help="write the medians here")
+    options = parser.parse_args()
+    result: dict[str, float] = {}
+    for name, case in CASES.items():
+        result |= bench(name, case, 3 if options.quick else 9)
+    for key in [key.removeprefix("2d_") for key in result if key.startswith("2d_") and "_vs_" in key]:
+        result[key] = min(result[f"{name}_{key}"] for name in CASES)
+    for key, value in result.items():
+        print(f"{key:44} {value:10.2f}" if value > 0.01 else f"{key:44} {value:10.1e}")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(result, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
