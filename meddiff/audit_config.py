@@ -20,7 +20,7 @@ class AuditConfig(Settings):
     membership_fail: float = Field(0.02, ge=0, lt=1)  # the same for the true-positive rate of the attacks ...
     membership_pass: float = Field(0.03, gt=0, lt=1)  # ... at 1 % false positives
     size: int = Field(64, ge=8)  # voxels an axis that the detector sees at most; half of it in 3D
-    detector_steps: int = Field(1500, ge=1)
+    detector_steps: int = Field(3000, ge=1)
     detector_batch: int = Field(64, ge=4)
     members: int = Field(1024, ge=2)  # images of each group, at most, that the attacks are tried on
     seed: int = 0

@@ -29,6 +29,7 @@ from meddiff.data.files import digest_file
 from meddiff.data.loader import fixed
 from meddiff.data.manifest import Manifest
 from meddiff.data.scan import scan
+from meddiff.engines.card import Card
 from meddiff.engines.fit import fit, prepare
 from meddiff.engines.run import Run
 from meddiff.engines.sets import write_niftis
@@ -81,7 +82,7 @@ def settings(manifest: Path, cache: Path, size: int, steps: int) -> Config:
             "diffusion": {"training": {"kind": "lognormal", "mean": 0.0, "std": 1.6}},
             "train": {
                 "steps": steps,
-                "batch": 32,
+                "batch": 16,
                 "lr": 2e-3,
                 "ema": 0.99,
                 "preview_every": steps,
@@ -97,7 +98,8 @@ def settings(manifest: Path, cache: Path, size: int, steps: int) -> Config:
 def trained(folder: Path, manifest: Path, size: int, steps: int) -> Run:
     """The run, trained unless it is there, with 1,000 samples."""
     config = settings(manifest, folder.parent / "cache", size, steps)
-    if not (folder / "model.json").exists():
+    card = folder / "model.json"
+    if not card.exists() or Card.read(card).step < steps:
         shutil.rmtree(folder, ignore_errors=True)  # of an interrupted try
         fit(config, folder)
     run = Run(folder)
