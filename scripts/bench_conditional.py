@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from meddiff.config import load_config
+from meddiff.config_file import load_config
 from meddiff.data.conditions import Known
 from meddiff.diffusion.denoiser import Condition
 from meddiff.engines.asked import Asked

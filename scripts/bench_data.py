@@ -30,12 +30,13 @@ from monai.transforms import (
     Spacingd,
 )
 
-from meddiff.config import DataConfig, Window
+from meddiff.config import DataConfig
 from meddiff.data.loader import Images
 from meddiff.data.manifest import Manifest, load_image
 from meddiff.data.scan import scan
 from meddiff.data.store import Store
 from meddiff.data.transforms import preprocessing, to_meta
+from meddiff.intensity_config import Window
 
 SHAPE, SPACING_MM, PATCH = (256, 256, 160), (1.0, 1.0, 1.2), (96, 96, 96)
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from meddiff.config import Config, load_config
+from meddiff.config import Config
+from meddiff.config_file import load_config
 from meddiff.engines.card import Card, build_model
 from meddiff.engines.segment import segment
 from meddiff.imaging.geometry import Geometry

@@ -24,7 +24,8 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from meddiff.config import Config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import parse_config
 from meddiff.data.files import digest_file
 from meddiff.data.loader import fixed
 from meddiff.data.manifest import Manifest

@@ -23,7 +23,8 @@ import torch
 from monai.networks.nets import DenseNet
 from torch import Tensor, nn
 
-from meddiff.config import Config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import parse_config
 from meddiff.data.conditions import images_of
 from meddiff.data.loader import fixed
 from meddiff.data.manifest import Manifest, load_image, load_label

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from ignite.engine import Events
 
-from meddiff.config import load_config, parse_config
+from meddiff.config_file import load_config, parse_config
 from meddiff.data.scan import scan, write_scan
 from meddiff.engines.checkpoint import load_checkpoint
 from meddiff.engines.fit import fit

@@ -17,7 +17,7 @@ from rich.table import Table
 from torch import Tensor
 
 from meddiff.cli.console import begin, show
-from meddiff.config import load_config
+from meddiff.config_file import load_config
 from meddiff.data.manifest import Manifest
 from meddiff.engines.evaluate import judge_of, real_images
 from meddiff.engines.quality import Figure

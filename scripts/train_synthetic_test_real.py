@@ -16,7 +16,7 @@ from rich.table import Table
 
 from meddiff.cli.console import begin, progress, show, tell
 from meddiff.cli.train import watch
-from meddiff.config import load_config
+from meddiff.config_file import load_config
 from meddiff.data.files import write_lines
 from meddiff.data.manifest import Manifest
 from meddiff.engines.trainer import choose_device

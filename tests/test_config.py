@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from meddiff import config as c
-from meddiff.config import Config, load_config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import load_config, parse_config
 from meddiff.diffusion.denoiser import PARAMETERIZATIONS
 from meddiff.diffusion.noise import NOISES
 from meddiff.diffusion.samplers import SAMPLERS

@@ -26,6 +26,7 @@ ALLOWED = {  # what a package may import of ours
         "intensity_config",
         "condition_config",
     },
+    "config_file": {"errors", "config", "baseline_config", "degradation_config"},
     "diffusion": BASE,
     "imaging": BASE,
     "data": BASE | {"config", "condition_config", "intensity_config", "imaging"},
@@ -37,6 +38,7 @@ ALLOWED = {  # what a package may import of ours
     "engines": BASE
     | {
         "config",
+        "config_file",
         "baseline_config",
         "degradation_config",
         "diffusion",
@@ -52,7 +54,8 @@ ALLOWED = {  # what a package may import of ours
     | {"config", "audit_config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "privacy"}
     | {"baselines"},
     "cli": BASE
-    | {"config", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report", "privacy"},
+    | {"config", "config_file", "diffusion", "imaging", "data", "networks", "tasks", "metrics", "engines", "report"}
+    | {"privacy"},
 }
 ONLY = {  # where a library may be imported
     "pydicom": {"imaging", "privacy"},

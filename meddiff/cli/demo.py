@@ -55,7 +55,7 @@ def command(
         raise RunError(f"{output}: exists and is not empty. Choose a new folder with -o.")
     began = time.monotonic()
     from meddiff.cli import phantom, sample, scan, train
-    from meddiff.config import parse_config
+    from meddiff.config_file import parse_config
 
     manifest, run, config = output / "heads.jsonl", output / "run", output / "config.yaml"
     shown = 1

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def with_options(config: "Config", run: Path, task: str, **given: Any) -> "Config":
     """The run's config with the options of `sample` that were given; RunError where the run is of another task."""
-    from meddiff.config import parse_config
+    from meddiff.config_file import parse_config
 
     if config.task != task:
         raise RunError(f"{run}: was trained for {config.task}, {task} is needed. Give a run of that task.")

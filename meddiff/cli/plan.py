@@ -46,7 +46,7 @@ def command(
     Example: `meddiff plan configs/synthesis_3d_mr.yaml --device-memory 24GiB --device-tflops 20`
     """
     begin(quiet)
-    from meddiff.config import load_config
+    from meddiff.config_file import load_config
     from meddiff.engines.plan import plan
     from meddiff.engines.trainer import choose_device
     from meddiff.errors import ConfigError

@@ -21,7 +21,7 @@ def command(
     Example: `meddiff prepare data_manifests/ct.jsonl configs/synthesis_2d_ct.yaml`
     """
     begin(quiet)
-    from meddiff.config import load_config
+    from meddiff.config_file import load_config
     from meddiff.data.manifest import Manifest
     from meddiff.data.store import Store
     from meddiff.engines.processes import join, mine

@@ -40,7 +40,7 @@ def command(
     Example: `meddiff train configs/synthesis_2d_ct.yaml -o runs/ct --set train.steps=2000`
     """
     begin(quiet)
-    from meddiff.config import load_config
+    from meddiff.config_file import load_config
     from meddiff.engines.fit import fit
     from meddiff.engines.processes import join
     from meddiff.report.previews import previews

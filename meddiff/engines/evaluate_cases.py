@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from meddiff.config import Config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import parse_config
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
 from meddiff.data.store import BACKGROUND, numbered
 from meddiff.data.transforms import placing, to_meta

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from meddiff.config import Config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import parse_config
 from meddiff.data.conditions import Known
 from meddiff.data.transforms import augmentation, spacing_by_axis
 from meddiff.engines.card import Card, Latents, build_model, build_task

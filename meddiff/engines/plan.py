@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from meddiff.config import Config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import parse_config
 from meddiff.data.conditions import Known
 from meddiff.engines.measure import Drawn, Request, Step
 from meddiff.engines.predict import evaluations

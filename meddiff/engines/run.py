@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from meddiff.config import Config, load_config
+from meddiff.config import Config
+from meddiff.config_file import load_config
 from meddiff.data.conditions import given_data
 from meddiff.data.latents import latents_path
 from meddiff.data.manifest import Manifest

@@ -7,7 +7,7 @@ import pytest
 from cohort import cohort, tree
 
 from meddiff.cli import main
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.engines.fit import fit
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from cohort import cohort, config
 
-from meddiff.config import Window
 from meddiff.data.loader import Draw, Images, Steps, fixed, training_loader
 from meddiff.data.manifest import Manifest
 from meddiff.data.store import Store
 from meddiff.errors import ManifestError
+from meddiff.intensity_config import Window
 
 
 def images(tmp_path, dims=2, **data):

@@ -4,7 +4,7 @@ from cohort import cohort, tree
 from safetensors.torch import load_file
 from test_fit import Stopped, stop_at
 
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.engines.fit import fit
 from meddiff.engines.predict import draw_samples
 from meddiff.engines.run import Run

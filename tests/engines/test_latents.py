@@ -9,7 +9,7 @@ import torch
 from cohort import cohort, tree
 from torch.testing import assert_close
 
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Draw, fixed
 from meddiff.diffusion.compose import Latent

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from meddiff.cli import app
 from meddiff.cli import plan as cli
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.conditions import Known
 from meddiff.engines.measure import Drawn, Request, Step, measure_sample, measure_step
 from meddiff.engines.plan import CONTEXT, Line, TooLargeError, plan

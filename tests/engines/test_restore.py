@@ -10,7 +10,7 @@ from cohort import cohort, config, tree
 from typer.testing import CliRunner
 
 from meddiff.cli import app
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.manifest import load_image
 from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.engines.fit import fit

@@ -10,7 +10,7 @@ from cohort import cohort, tree
 from typer.testing import CliRunner
 
 from meddiff.cli import app
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.manifest import Manifest, load_image, load_label
 from meddiff.data.store import label_names
 from meddiff.diffusion.denoiser import Condition

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.diffusion.answered import AnsweredLabels
 from meddiff.diffusion.posterior import Posterior
 from meddiff.engines.card import Card, build_model

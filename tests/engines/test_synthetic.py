@@ -5,7 +5,7 @@ import pytest
 import torch
 from cohort import cohort, conditioned
 
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.givens import Givens
 from meddiff.data.manifest import Manifest, load_image, load_label
 from meddiff.engines.asked import Asked, numbers

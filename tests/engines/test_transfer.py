@@ -2,7 +2,7 @@ import pytest
 import torch
 from cohort import cohort, tree
 
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.manifest import Manifest
 from meddiff.engines.transfer import ARMS, arms, judged, train_arms
 from meddiff.errors import ConfigError, ManifestError

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from meddiff.audit_config import AuditConfig
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.errors import ConfigError
 from meddiff.privacy.audit.changes import BLUR, Placement, blurred, changes, combined, placed_at, reduced
 from meddiff.privacy.audit.detector import contrast, train_detector

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from meddiff.config import load_config
+from meddiff.config_file import load_config
 from meddiff.data.inputs import find_scans
 from meddiff.data.manifest import Manifest
 from meddiff.data.medmnist import open_array as open_row

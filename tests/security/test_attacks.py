@@ -20,7 +20,7 @@ from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
-from meddiff.config import load_config, parse_config
+from meddiff.config_file import load_config, parse_config
 from meddiff.engines.fit import fit
 from meddiff.errors import ConfigError
 
