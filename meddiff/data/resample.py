@@ -1,8 +1,8 @@
 """Another spacing, one axis after the other.
 
 What `monai.transforms.Spacingd` computes, to rounding. It samples at every voxel's three coordinates; where a volume's axes
-are at right angles to each other, however oblique in the patient, interpolating each axis once is the same and takes a tenth
-of the time. A sheared volume (a tilted gantry) is left to MONAI, which straightens it.
+are at right angles to each other, however oblique in the patient, interpolating each axis once is the same and much less
+work. A sheared volume (a tilted gantry) is left to MONAI, which straightens it.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -41,9 +41,8 @@ class Resampled(MapTransform, InvertibleTransform):
             if np.abs(cosines).max() > RIGHT_ANGLE:
                 result[key] = cast(MetaTensor, self.of_sheared({key: image})[key])
                 continue
-            steps = np.nan_to_num(
-                self.spacing_mm / own, nan=1.0
-            )  # voxels of the old grid from one new voxel to the next
+            # voxels of the old grid from one new voxel to the next
+            steps = np.nan_to_num(self.spacing_mm / own, nan=1.0)
             size = [round((n - 1) / step) + 1 for n, step in zip(shape, steps, strict=True)]
             moved = _on_grid(image, size, steps, affine @ np.diag([*steps, 1]), self.nearest)
             self.push_transform(moved, extra_info={"shape": shape, "affine": affine.tolist(), "steps": steps.tolist()})
@@ -68,8 +67,9 @@ def _on_grid(
     values = image.as_tensor()
     for axis in np.argsort(-steps):  # what shrinks most first
         values = interpolated(values, int(axis) + 1, size[axis], float(steps[axis]), nearest=nearest)
+    meta = {name: value for name, value in image.meta.items() if name != "affine"}  # MONAI warns of two affines
     where = torch.from_numpy(affine)
-    return MetaTensor(values, affine=where, meta=dict(image.meta), applied_operations=image.applied_operations)
+    return MetaTensor(values, affine=where, meta=meta, applied_operations=image.applied_operations)
 
 
 def interpolated(values: Tensor, axis: int, size: int, step: float, *, nearest: bool = False) -> Tensor:

@@ -1,3 +1,5 @@
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -36,6 +38,16 @@ def test_the_inverse_is_back_on_the_grid_it_came_from(affine):
     torch.testing.assert_close(back.affine, image.affine)
     assert back.shape == image.shape
     assert not back.applied_operations
+
+
+def test_nothing_is_said_and_the_image_that_was_given_is_as_it_was():
+    image = scan()
+    act = Resampled(("image",), (0.8, 0.9, 1.1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        act.inverse(act({"image": image}))
+    torch.testing.assert_close(image.affine, torch.from_numpy(OBLIQUE))
+    assert not image.applied_operations
 
 
 def test_a_ramp_stays_a_ramp_there_and_back():

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from meddiff.config import Augment, DataConfig, Percentile, Window
+from meddiff.config import Augment, DataConfig, Percentile
 from meddiff.data.transforms import augmentation, intensity_record, placed, preprocessing, to_meta, to_volume, undo
 from meddiff.errors import ConfigError
 from meddiff.imaging.geometry import LETTERS, Geometry
 from meddiff.imaging.phantom import phantom
 from meddiff.imaging.volume import Volume
+from meddiff.intensity_config import Window
 
 ORIENTATIONS = [
     "".join(LETTERS[a][s] for a, s in zip(axes, signs, strict=True))
