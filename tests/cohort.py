@@ -4,11 +4,20 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from meddiff.config import Config, parse_config
+from meddiff.config import Config
+from meddiff.config_file import parse_config
 from meddiff.data.scan import scan, write_scan
 from meddiff.imaging.phantom import write_cohort
 
 KEY = b"a key for tests only"
+SMALL_AUDIT = {  # the section `audit` for a handful of patients; its verdicts mean nothing
+    "synthetic": 6,
+    "held_out": 1,
+    "false_positives": 0.5,
+    "plants": 20,
+    "detector_steps": 2,
+    "detector_batch": 4,
+}
 
 
 @cache

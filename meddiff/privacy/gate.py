@@ -40,7 +40,7 @@ def admit(manifest: Manifest, record: dict[str, Any] | None) -> None:
     if record["verdict"] != "PASS":
         raise PrivacyError(
             f"{where}: the audit says {record['verdict']}: {'; '.join(record['reasons'])}. This set is not released. Train on more "
-            "patients, shorter or with differential privacy, and audit again."
+            "patients or for fewer steps, and audit again."
         )
     audited, found = record["hashes"]["synthetic"], hashes(manifest)
     for what, cases in (

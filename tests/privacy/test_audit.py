@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from cohort import cohort, tree
+from cohort import SMALL_AUDIT, cohort, tree
 
 from meddiff.audit_config import AuditConfig
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.manifest import Manifest
 from meddiff.engines.fit import fit
 from meddiff.engines.run import Run
@@ -121,15 +121,7 @@ def test_sets_that_prove_nothing_are_refused(sets):
 
 
 def settings(cache, dims=2):
-    small = {
-        "synthetic": 6,
-        "held_out": 1,
-        "false_positives": 0.5,
-        "plants": 20,
-        "detector_steps": 2,
-        "detector_batch": 4,
-    }
-    return parse_config({**tree(cohort(patients=18), cache, dims), "audit": small}, "test")
+    return parse_config({**tree(cohort(patients=18), cache, dims), "audit": SMALL_AUDIT}, "test")
 
 
 @pytest.fixture(scope="module", params=[2, 3])

@@ -7,11 +7,11 @@ import numpy as np
 import pydicom
 import pytest
 import torch
-from cohort import cohort, tree
+from cohort import SMALL_AUDIT, cohort, tree
 from dicom_checks import errors_of, needs_dciodvfy
 
 from meddiff.cli import main
-from meddiff.config import parse_config
+from meddiff.config_file import parse_config
 from meddiff.data.manifest import Manifest, load_image, load_label
 from meddiff.engines.fit import fit
 from meddiff.engines.sets import write_niftis
@@ -34,15 +34,7 @@ def command(*arguments):
 def made(tmp_path_factory):
     """A run on DICOM series with a planted identity, six samples, and their audit."""
     folder = tmp_path_factory.mktemp("released")
-    small = {
-        "synthetic": 6,
-        "held_out": 1,
-        "false_positives": 0.5,
-        "plants": 20,
-        "detector_steps": 2,
-        "detector_batch": 4,
-    }
-    settings = parse_config({**tree(cohort("dicom", 18, 16), folder / "cache"), "audit": small}, "test")
+    settings = parse_config({**tree(cohort("dicom", 18, 16), folder / "cache"), "audit": SMALL_AUDIT}, "test")
     run = fit(settings, folder / "run")
     model, card = run.load_model(torch.device("cpu"))
     sample_set(model, card, settings, 6, folder / "set", 0, write_niftis)
