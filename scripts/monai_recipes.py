@@ -87,12 +87,15 @@ class Tutorial:
         """Channel of each voxel of a scan, 0 for background: the label of the greatest value above a half."""
         self.net.eval()
         seen, draw, found = Seen(volume, self.config, card), generator(0, "tutorial", "segment"), []
-        for part in in_batches(len(seen.images), self.config.sample.batch):
-            image = seen.images[part].float().clamp(-1, 1)
+        size = seen.images.shape[2:]
+        more = [-n % 2 ** (len(self.config.network.channels) - 1) for n in size]  # its levels do not halve an odd size
+        images = F.pad(seen.images.float().clamp(-1, 1), (0, more[1], 0, more[0]), value=-1.0)
+        for part in in_batches(len(images), self.config.sample.batch):
+            image = images[part]
             x = torch.randn(len(image), self.labels, *image.shape[2:], generator=draw)
             for t in reversed(range(TIMESTEPS)):
                 eps = self.net(torch.cat([image, x], dim=1), torch.full((1,), t).expand(len(image)))
                 x, _ = self.scheduler.step(eps, t, x, generator=draw)
-            found.append(x)
+            found.append(x[..., : size[0], : size[1]])
         masks = seen.back(seen.unbatch(torch.cat(found)))
         return np.where(masks.max(0) > 0.5, masks.argmax(0) + 1, 0)

@@ -66,7 +66,7 @@ def synthesis(own: Method, run: Run, counts: Sequence[int], split: str) -> Itera
 
 def drawn(one: Method, names: Sequence[str]) -> Tensor:
     """Samples (n, 1, *size) of a run of synthesis; of one evaluation the first answer."""
-    if one.config.sample.steps > 1 or one.config.train.distil is not None:
+    if one.config.sample.steps > 1:
         return torch.stack(list(draw_samples(one.model, one.config, names, 0)))
     device = next(one.model.parameters()).device
     sigma = torch.tensor(one.config.sample.sigma_max)

@@ -17,6 +17,7 @@ ALLOWED = {  # what a package may import of ours
     "degradation_config": {"settings"},
     "intensity_config": {"settings"},
     "condition_config": {"settings", "intensity_config"},
+    "distil_config": {"settings"},
     "config": {
         "errors",
         "settings",
@@ -25,6 +26,7 @@ ALLOWED = {  # what a package may import of ours
         "degradation_config",
         "intensity_config",
         "condition_config",
+        "distil_config",
     },
     "config_file": {"errors", "config", "baseline_config", "degradation_config"},
     "diffusion": BASE,

@@ -23,12 +23,14 @@ from meddiff.data.store import Entry
 from meddiff.data.transforms import AXES
 from meddiff.engines.card import Card, build_model, build_task, versions
 from meddiff.engines.checkpoint import load_checkpoint, refuse_other
+from meddiff.engines.distil import Teacher
 from meddiff.engines.ema import EMA
 from meddiff.engines.interruption import Interruption
 from meddiff.engines.keeper import Keeper
 from meddiff.engines.latents import Codec
 from meddiff.engines.log import write_log
 from meddiff.engines.parallel import lay_out
+from meddiff.engines.predict import teacher_grid
 from meddiff.engines.processes import first, first_alone
 from meddiff.engines.quarantine import Quarantine
 from meddiff.engines.run import Run
@@ -108,9 +110,11 @@ def _fit(
     device = choose_device(train.device)
     manifest = Manifest.read(config.data.manifest)
     codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
-    autoencoder = "" if codec is None else codec.card.weights
-    identity = {"config": _digest(config, autoencoder), "manifest": manifest.digest}
-    start, state = _resumed(run, identity, autoencoder, force) if resume else (0, None)
+    teacher = None if train.distil is None else Teacher(config, train.distil.teacher, device)
+    source = teacher or codec  # of these two there is one at most
+    others = "" if source is None else source.card.weights
+    identity = {"config": _digest(config, others), "manifest": manifest.digest}
+    start, state = _resumed(run, identity, others, force) if resume else (0, None)
 
     quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
     with first_alone():
@@ -122,9 +126,13 @@ def _fit(
         log.warning("%s has no cases in the split val: no held-out loss is measured.", config.data.manifest)
 
     task = build_task(config, known, augmented(images, train.reference, train.seed) if train.reference else None)
-    sigma_data = _sigma_data(config, images, task)
+    if teacher is not None:
+        task = teacher.task(config, known, device)
+    sigma_data = _sigma_data(config, images, task) if teacher is None else teacher.card.sigma_data
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
     model = build_model(config, sigma_data, seen.labels, known.classes, latents)
+    if teacher is not None:
+        model.load_state_dict(teacher.weights)
     ema = EMA(model, train.ema)
     lay_out(model, train, device)
     lay_out(ema.model, train, torch.device(train.ema_device or device))
@@ -148,6 +156,7 @@ def _fit(
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        teacher="" if teacher is None else teacher.card.weights,
         limits=config.audit.digest,
     )
     if first():
@@ -185,12 +194,12 @@ def _fit(
     return run
 
 
-def _resumed(run: Run, identity: dict[str, str], autoencoder: str, force: bool) -> tuple[int, dict[str, Any] | None]:
+def _resumed(run: Run, identity: dict[str, str], others: str, force: bool) -> tuple[int, dict[str, Any] | None]:
     """Step and state to go on from; step 0 without a state where the run was stopped before its first checkpoint."""
     if any(run.checkpoints.glob("step_*.pt")):
         return load_checkpoint(run.checkpoints, identity, force=force)
     if not force:
-        own = {"config": _digest(run.config(), autoencoder), "manifest": run.manifest().digest}
+        own = {"config": _digest(run.config(), others), "manifest": run.manifest().digest}
         refuse_other(str(run.config_path), own, identity)
     log.warning("%s: was stopped before its first checkpoint; it starts again.", run.folder)
     return 0, None
@@ -235,10 +244,10 @@ def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
     return lambda engine, step: step % n == 0 or step == last
 
 
-def _digest(config: Config, autoencoder: str = "") -> str:
+def _digest(config: Config, others: str = "") -> str:
     """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards.
 
-    `autoencoder` is the SHA-256 of the weights that `diffusion.latent` names.
+    `others` is the SHA-256 of the weights of the run that `diffusion.latent` or `train.distil` names.
     """
     elsewhere = {
         "sample": True,
@@ -246,20 +255,23 @@ def _digest(config: Config, autoencoder: str = "") -> str:
         "data": {"manifest", "cache", "workers", "unreadable_limit"},
         "diffusion": {"latent"},
         "train": {
-            "device",
-            "checkpoint_every",
-            "validate_every",
-            "preview_every",
-            "keep_checkpoints",
-            "nonfinite_limit",
-            "parallel",
-            "compile",
-            "channels_last",
-            "ema_device",
+            "device": True,
+            "checkpoint_every": True,
+            "validate_every": True,
+            "preview_every": True,
+            "keep_checkpoints": True,
+            "nonfinite_limit": True,
+            "parallel": True,
+            "compile": True,
+            "channels_last": True,
+            "ema_device": True,
+            "distil": {"teacher"},
         },
     }
     tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
-    return hashlib.sha256((json.dumps(tree, sort_keys=True) + autoencoder).encode()).hexdigest()
+    if config.train.distil is not None:  # the levels that it learns are those it samples on
+        tree["train"]["distil"]["sigmas"] = teacher_grid(config).tolist()
+    return hashlib.sha256((json.dumps(tree, sort_keys=True) + others).encode()).hexdigest()
 
 
 def _sigma_data(config: Config, images: Images | LatentImages, task: Task) -> float:
@@ -291,7 +303,7 @@ def _measure(session: Session, items: dict[str, Tensor]) -> None:
     """Attach the held-out loss of the EMA weights, in `engine.state.metrics["held_out"]`."""
     train, batch = session.config.train, session.config.train.batch
     # without the reference: the loss itself, whatever it was trained with
-    task = build_task(session.config, session.card.known)
+    task = session.task if train.distil else build_task(session.config, session.card.known)
     judge = evaluator(session.ema.model, task, session.config.diffusion, session.device, train.precision)
     batches = held_out_batches(items, batch)
 
