@@ -194,6 +194,7 @@ class SampleConfig(Settings):
     overlap: Annotated[int, Field(ge=0)] = (
         16  # voxels that windows share where a sample is larger than data.size; half of it at most
     )
+    skip_empty: bool = False  # segmentation: what holds background alone, a slice or a window, is background, unseen
 
 
 class EvaluateConfig(Settings):
@@ -257,6 +258,8 @@ class Config(Settings):
             raise ValueError(
                 f"sample.steps = {self.sample.steps} is too few: 1 is the first answer, sampling starts at 3"
             )
+        if self.sample.skip_empty and self.task != "segmentation":
+            raise ValueError(f"sample.skip_empty is for segmentation, task is {self.task}; leave it out")
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self

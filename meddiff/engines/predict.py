@@ -72,7 +72,7 @@ def draw_samples(
     assert isinstance(network, UNet)
     whole: Denoiser = denoising
     if any(n > p for n, p in zip(size, patch, strict=True)):
-        whole = windowed(denoising, patch, [min(sample.overlap // factor, p // 2) for p in patch])
+        whole = windowed(denoising, patch, [min(sample.overlap // factor, p // 2) for p in patch], sample.batch)
     sampler = SAMPLERS[sample.sampler]
     if sample.sampler == "ancestral":
         sampler = partial(sampler, noise=config.diffusion.noise)

@@ -108,7 +108,7 @@ def estimates(
     sample, device = config.sample, next(model.parameters()).device
 
     def windows(denoise: Denoiser) -> Denoiser:
-        return seen.windowed(denoise, sample.overlap) if seen else denoise
+        return seen.windowed(denoise, sample) if seen else denoise
 
     keys = [(names[i], i) if len(names) > 1 else (names[0], i) for i in range(len(images))]
     means, drawn = [], []

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from meddiff.config import Config
+from meddiff.data.store import BACKGROUND
 from meddiff.diffusion import categorical
 from meddiff.diffusion.answered import AnsweredLabels
+from meddiff.diffusion.compose import Empty
 from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.ensemble import Drawn, Ensemble, Ways, adaptive, ensemble, entropy
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
@@ -115,7 +117,7 @@ def _drawn(
         with autocast(device, sample.precision):
             return model(x, sigma, cond)
 
-    denoise = seen.windowed(shown, sample.overlap)
+    denoise = seen.windowed(shown, sample, _nothing(model.classes) if sample.skip_empty else None)
     discrete = isinstance(model, LabelPosterior)
     blind = torch.tensor(0.0 if discrete else inf, device=device)
 
@@ -158,6 +160,16 @@ def _answered(denoise: Denoiser, image: Tensor, blind: Tensor, classes: int) -> 
     nothing = image.new_zeros(len(image), classes, *image.shape[2:])
     p = denoise(nothing, blind, Condition(image))
     return Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1))
+
+
+def _nothing(classes: int) -> Empty:
+    """Windows of nothing but background are background, with probability 1."""
+
+    def holds(cond: Condition) -> Tensor:
+        assert cond.image is not None
+        return (cond.image[:, :1] <= BACKGROUND).flatten(1).all(1)
+
+    return Empty(holds, torch.eye(classes)[0])
 
 
 def _answer(cond: Condition) -> Tensor:

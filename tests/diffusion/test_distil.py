@@ -41,7 +41,9 @@ def test_the_taught_step_is_the_exact_flow_of_gaussian_data(evaluations):
 def test_every_case_of_a_finite_data_set_is_led_to_one_of_its_images():
     data = noise(3, 1, 2, 2)
     sigmas = stretches(karras(64, 0.002, 20.0), 1).double()
-    _, d = taught(finite(data), data[:1].expand(50, 1, 2, 2), noise(50, 1, 2, 2, seed=1), torch.zeros(50).long(), sigmas)
+    _, d = taught(
+        finite(data), data[:1].expand(50, 1, 2, 2), noise(50, 1, 2, 2, seed=1), torch.zeros(50).long(), sigmas
+    )
     apart = torch.cdist(d.flatten(1), data.flatten(1))  # one step to 0: D is the end itself
     assert apart.min(1).values.max() < 1e-3
     assert len(apart.argmin(1).unique()) == 3
