@@ -272,7 +272,7 @@ def main() -> None:
     parser.add_argument("--segmentation", type=Path, default=CONFIGS / "segmentation_2d_ct.yaml", help="config")
     parser.add_argument("--n", type=int, help="samples of synthesis (default: 256, quick 32)")
     parser.add_argument("--evaluations", type=int, nargs="+", default=[4, 8, 16], help="of ours, for synthesis")
-    parser.add_argument("--cases", type=int, default=2, help="held-out scans to segment")
+    parser.add_argument("--cases", type=int, help="held-out scans to segment (default: 2, quick 1)")
     parser.add_argument("--monai-lr", type=float, default=3e-4, help="of the tutorial's Adam (default: 3e-4)")
     given = parser.parse_args()
     result: dict[str, object] = {"threads": torch.get_num_threads()}
@@ -288,7 +288,9 @@ def main() -> None:
             if given.only != "synthesis":
                 config = load_config(given.segmentation, settings)
                 marks = MONAI_MARKS[:1] if given.quick else MONAI_MARKS
-                found = segmentation(config, folder / "segmentation", given.cases, given.monai_lr, marks)
+                found = segmentation(
+                    config, folder / "segmentation", given.cases or (1 if given.quick else 2), given.monai_lr, marks
+                )
                 result |= segmentation_result(*found)
         except MeddiffError as e:
             parser.error(str(e))

@@ -1,6 +1,7 @@
 """What users of MONAI do with its schedulers and networks, as its tutorials show: for benchmarks to compare with, no command."""
 
 from collections.abc import Callable, Sequence
+from math import gcd
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ class Tutorial:
             channels=network.channels,
             attention_levels=network.attention or (False,) * len(network.channels),
             num_res_blocks=network.blocks,
-            num_head_channels=network.head_channels,
+            num_head_channels=tuple(gcd(network.head_channels, n) for n in network.channels),  # in the middle, too
             norm_num_groups=network.norm_groups,
         )
         self.scheduler = DDPMScheduler(TIMESTEPS)
