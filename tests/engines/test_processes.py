@@ -198,5 +198,6 @@ def test_torchrun_passes_a_signal_on_and_the_run_goes_on(folder, tmp_path):
 @pytest.mark.slow
 def test_a_compiled_network_trains_to_rounding_as_the_other(folder, tmp_path, alone):
     plain = settings(folder / "cache", compile=True)
-    assert together(1, train, plain, tmp_path / "run", tmp_path / "losses", said=tmp_path / "said") == [0]
+    result = together(1, train, plain, tmp_path / "run", tmp_path / "losses", said=tmp_path / "said", patience_s=900)
+    assert result == [0]
     assert_same_run(Run(tmp_path / "run"), alone)
