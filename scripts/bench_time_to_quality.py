@@ -20,7 +20,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from meddiff.config import Config
 from meddiff.config_file import load_config
-from meddiff.data.loader import Images, training_loader
+from meddiff.data.loader import training_loader
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
 from meddiff.data.scan import scan, write_scan
 from meddiff.data.store import numbered
@@ -59,6 +59,7 @@ from meddiff.metrics.radiomics import radiomics
 CONFIGS = Path(__file__).parents[1] / "configs"
 OWN_MARKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of our training, after which it segments
 MONAI_MARKS = (1, 2, 3)  # of our whole training time, after which MONAI segments
+ENDLESS = 1 << 30  # steps
 QUICK = [
     "data.size=[32, 32]",
     "data.spacing_mm=[7.5, 7.5]",
@@ -174,7 +175,8 @@ def segmentation(
     tutorial, whole, clock = Tutorial(config, len(held.labels), lr), clock.seconds, Clock()
     waiting = [mark * whole for mark in marks]
     clock.start()
-    for now, batch in enumerate(_batches(config, images)):
+    loader = training_loader(images, config.train.batch, 0, ENDLESS, config.train.seed)  # the batches of ours, and on
+    for now, batch in enumerate(loader):
         tutorial.step(batch, now)
         if clock.now() >= waiting[0]:
             clock.stop()
@@ -206,11 +208,6 @@ class Clock:
 
 def _parts(clock: Clock, seconds: float) -> str:
     return f"training {clock.seconds:.1f} s, segmenting {seconds:.1f} s"
-
-
-def _batches(config: Config, images: Images) -> Iterator[dict[str, Tensor]]:
-    """The batches of our own training, and on in the same way."""
-    return iter(training_loader(images, config.train.batch, 0, 1 << 30, config.train.seed))
 
 
 def _by_ours(session: Session, volume: Volume, name: str) -> np.ndarray:

@@ -52,7 +52,9 @@ def synthesis(own: Method, run: Run, counts: Sequence[int], split: str) -> Itera
     check_task(own.config)
     check_voxels(own.config)
     if own.config.condition.any or own.config.data.paired:
-        raise RunError(f"{run.folder}: draws what it is asked for; this table is of images of nothing. Give such a run.")
+        raise RunError(
+            f"{run.folder}: draws what it is asked for; this table is of images of nothing. Give such a run."
+        )
     real = real_images(own.config, run.manifest(), split)
     judge = Judge(real.training, real.held_out, real.patients, {}, own.config.evaluate.projections)
     names = [f"evaluate_{i}" for i in range(judge.n)]
