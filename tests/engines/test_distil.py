@@ -11,6 +11,7 @@ from meddiff.cli import app
 from meddiff.config_file import parse_config
 from meddiff.engines.card import Card
 from meddiff.engines.fit import fit
+from meddiff.engines.measure import Request, measure_step
 from meddiff.engines.predict import check_voxels, draw_samples, evaluations, sampling_sigmas
 from meddiff.engines.run import Run
 from meddiff.errors import ConfigError, RunError
@@ -129,3 +130,14 @@ def test_what_cannot_be_distilled_is_refused_by_the_config(tmp_path, section, se
 def test_a_distilled_run_serves_for_samples_only(runs):
     with pytest.raises(RunError, match="knows too few noise levels for anything else"):
         check_voxels(runs[1].config())
+
+
+def test_the_plan_counts_what_the_teacher_costs(tmp_path):
+    plain = student(tmp_path, "nowhere yet", evaluations=1, substeps=4)
+    costs = [
+        measure_step(Request(config=parse_config(config_tree, "test"), batch=2, size=(16, 16))).flops
+        for config_tree in (plain, {**plain, "train": {**plain["train"], "distil": None}, "sample": {"steps": 5}})
+    ]
+    assert costs[0] / costs[1] == pytest.approx(
+        (5 + 3) / 3, rel=0.15
+    )  # a start, four evaluations, forward and backward
