@@ -2,6 +2,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from scipy.stats import binomtest
 
 from meddiff.audit_config import AuditConfig
 from meddiff.config_file import parse_config
@@ -146,9 +147,17 @@ def test_threshold_takes_a_patient_at_its_worst_image():
 def test_intervals_are_the_published_ones():
     assert Rate.counted(0, 1000).high == pytest.approx(1 - 0.025 ** (1 / 1000))
     assert Rate.counted(24, 24).low == pytest.approx(0.025 ** (1 / 24))
-    assert excess_p(1, 1, 0.01) == pytest.approx(0.01)
-    assert excess_p(27, 1000, 0.01) < 1e-4
-    assert excess_p(10, 1000, 0.01) > 0.5
+
+
+def test_an_excess_of_copies_allows_for_the_chance_in_the_threshold():
+    assert excess_p(1, 1, 3, 299) == pytest.approx(0.01)
+    assert excess_p(34, 1000, 3, 300) < 0.01
+    rng = np.random.default_rng(0)
+    clean = [rng.random(300) for _ in range(2000)], [rng.random(1000) for _ in range(2000)]
+    counts = [int((made < np.partition(held, 2)[2]).sum()) for held, made in zip(*clean, strict=True)]
+    found = np.mean([excess_p(n, 1000, 3, 300) <= 0.025 for n in counts])
+    assert found == pytest.approx(0.025, abs=0.01)
+    assert np.mean([binomtest(n, 1000, 0.01, alternative="greater").pvalue <= 0.025 for n in counts]) > 0.1
 
 
 def test_permutation_is_of_patients():
@@ -215,14 +224,15 @@ def tprs(low, high):
         (rates(exact=100, zoom=95), (0, 1000), (0.0, 0.03), "PASS", "within"),
         (rates(exact=100, zoom=94), (0, 1000), (0.0, 0.03), "INCONCLUSIVE", "zoom 0.94"),
         (rates(exact=100), (13, 1000), (0.0, 0.03), "INCONCLUSIVE", "copy rate may be 2.21%"),
-        (rates(exact=100), (18, 1000), (0.0, 0.03), "FAIL", "surely above 1.0%: at least 1.07%"),
+        (rates(exact=100), (18, 1000), (0.0, 0.03), "INCONCLUSIVE", "copy rate may be 2.83%"),
+        (rates(exact=100), (34, 1000), (0.0, 0.03), "FAIL", "surely above 1.0%: at least 2.37%"),
         (rates(exact=100), (0, 1000), (0.0, 0.031), "INCONCLUSIVE", "loss may find 3.1%"),
         (rates(exact=100), (0, 1000), (0.021, 0.5), "FAIL", "loss finds at least 2.1%"),
         (rates(exact=0), (500, 1000), (0.0, 0.03), "FAIL", "misses planted copies"),
     ],
 )
 def test_verdict_follows_the_limits(gate, copies, tpr, verdict, reason):
-    found, reasons = judge(gate, Rate.counted(*copies), tprs(*tpr), AuditConfig())
+    found, reasons = judge(gate, Rate.counted(*copies), excess_p(*copies, 3, 300), tprs(*tpr), AuditConfig())
     assert found == verdict
     assert reason in "; ".join(reasons)
 

@@ -84,11 +84,12 @@ def audit(
     suspicion, nearest = threshold.suspicion(look(made))
     flagged = suspicion < threshold.value
     copies = Rate.counted(int(flagged.sum()), len(made))
+    by_chance = excess_p(copies.count, copies.of, threshold.rank, threshold.patients)
     copied = {training.patients[i] for i in nearest[flagged].tolist()}
     share, p = _permutation(train, training, held, held_out, made, settings.seed)
     membership = _membership(training, held_out, settings, attempt, stage("Attacks on the model", None))
 
-    verdict, reasons = judge(gate, copies, membership, settings)
+    verdict, reasons = judge(gate, copies, by_chance, membership, settings)
     patients = len(set(training.patients))
     record = {
         "sets": {
@@ -103,7 +104,7 @@ def audit(
         },
         "copies": {
             **_rate(copies),
-            "excess_p": excess_p(copies.count, copies.of, settings.false_positives),
+            "excess_p": by_chance,
             "threshold": threshold.value,
             "patients_copied": _rate(Rate.counted(len(copied), patients)),
             "nearest_is_training": share,

@@ -118,6 +118,7 @@ class Threshold:
     spread: dict[str, float]  # from there to the quantile of false positives
     value: float  # of the suspicion; what is below is a copy
     patients: int
+    rank: int  # the threshold is that of so many-th most suspicious patient
     held_out: Tensor  # (patients,) their suspicions
 
     @classmethod
@@ -137,7 +138,7 @@ class Threshold:
             middle[name] = float(worst.median())
             spread[name] = max(middle[name] - float(worst.kthvalue(k).values), 1e-6)
         suspicion = _worst(_suspicion(held_out, middle, spread)[0], owner, count)
-        return cls(middle, spread, float(suspicion.kthvalue(k).values), count, suspicion)
+        return cls(middle, spread, float(suspicion.kthvalue(k).values), count, k, suspicion)
 
     def suspicion(self, found: dict[str, Nearness]) -> tuple[Tensor, Tensor]:
         """(n,) in units of the held-out spread, smaller is worse; and (n,) the nearest training image."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from meddiff.audit_config import AuditConfig
-from meddiff.privacy.audit.statistics import Attack, Rate
+from meddiff.privacy.audit.statistics import LEVEL, Attack, Rate
 
 Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
@@ -12,6 +12,7 @@ Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 def judge(
     gate: Mapping[str, Rate],  # planted copies found, by change
     copies: Rate,  # of the synthetic images
+    excess_p: float,  # of so many by chance, that of the threshold included
     membership: Mapping[str, Attack],
     settings: AuditConfig,
 ) -> tuple[Verdict, list[str]]:
@@ -24,7 +25,7 @@ def judge(
     blind = [f"{name} {rate.value:.2f}" for name, rate in gate.items() if rate.value < s.recall]
     if blind:
         open_.append(f"the detector misses planted copies (found, of 1: {', '.join(blind)}; needed {s.recall:.2f})")
-    if copies.low > s.copies_fail:
+    if copies.low > s.copies_fail and excess_p <= (1 - LEVEL) / 2:
         failed.append(f"the copy rate is surely above {s.copies_fail:.1%}: at least {copies.low:.2%}")
     elif copies.high > s.copies_pass:
         open_.append(f"the copy rate may be {copies.high:.2%}, at most {s.copies_pass:.1%} is allowed")
