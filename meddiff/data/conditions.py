@@ -99,6 +99,8 @@ def _classes(config: Config, cases: Sequence[Case]) -> tuple[str, ...]:
         return ()
     if given.label:
         return f"no {given.label}", given.label
+    if given.values:
+        return given.values
     assert given.column is not None
     found = sorted({_column(case, given.column) for case in cases})
     if len(found) < 2:
@@ -113,7 +115,8 @@ def _class(case: Case, column: str, classes: Sequence[str]) -> int:
     value = _column(case, column)
     if value not in classes:
         raise ManifestError(
-            f"{case.case}: its {column} is {value!r}, which no training case has; known are {', '.join(classes)}. "
+            f"{case.case}: its {column} is {value!r}, which no training case has, or condition.classes.values leaves out; known are "
+            f"{', '.join(classes)}. "
             "Remove the case, or split the data again."
         )
     return classes.index(value)

@@ -5,13 +5,17 @@ import time
 
 from ignite.engine import Engine, Events
 
+from meddiff.engines.budget import Budget
 from meddiff.engines.run import Run
 
 EVERY = 10  # steps
 
 
-def write_log(run: Run, engine: Engine, last: int) -> None:
-    """Attach the mean loss of the last steps, the rate, and the held-out loss when it is new; `last` is the final step."""
+def write_log(run: Run, engine: Engine, last: int, budget: Budget | None = None) -> None:
+    """Attach the mean loss of the last steps, the rate, and the held-out loss when it is new; `last` is the final step.
+
+    Of a private run also the epsilon that is spent.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(run.tensorboard), purge_step=engine.state.iteration + 1)
@@ -29,6 +33,8 @@ def write_log(run: Run, engine: Engine, last: int) -> None:
         rate = len(losses) / max(now - began[0], 1e-9)
         record = {"step": step, "loss": sum(losses) / len(losses), "lr": output["lr"], "grad_norm": output["grad_norm"]}
         engine.state.metrics["loss"] = record["loss"]
+        if budget is not None:
+            record["epsilon"] = engine.state.metrics["epsilon"] = budget.epsilon
         if output["skipped"]:
             record["skipped"] = output["skipped"]
         if engine.state.metrics.get("held_out") != noted[0]:
