@@ -11,7 +11,7 @@ def refuse_leaks(config: Config) -> None:
     privacy = config.train.privacy
     if privacy is None:
         return
-    reason = _of_processes() or _of_statistics(config) or _of_kind(config) or _of_training(config.train)
+    reason = _of_processes() or _of_kind(config) or _of_statistics(config) or _of_training(config.train)
     if reason:
         raise PrivacyError(f"{reason} Or remove train.privacy.")
 

@@ -22,6 +22,7 @@ def write_log(run: Run, engine: Engine, last: int, budget: Budget | None = None)
     losses: list[float] = []
     noted: list[float | None] = [None]  # the held-out loss that is in the log already; it stays for others to show
     began = [time.monotonic()]
+    reckoned = max(EVERY, last // 100 // EVERY * EVERY)  # steps between two of epsilon, which may take a second
 
     def note(engine: Engine) -> None:
         output: dict[str, float] = engine.state.output  # type: ignore[assignment]
@@ -33,7 +34,7 @@ def write_log(run: Run, engine: Engine, last: int, budget: Budget | None = None)
         rate = len(losses) / max(now - began[0], 1e-9)
         record = {"step": step, "loss": sum(losses) / len(losses), "lr": output["lr"], "grad_norm": output["grad_norm"]}
         engine.state.metrics["loss"] = record["loss"]
-        if budget is not None:
+        if budget is not None and (step % reckoned == 0 or step == last):
             record["epsilon"] = engine.state.metrics["epsilon"] = budget.epsilon
         if output["skipped"]:
             record["skipped"] = output["skipped"]
