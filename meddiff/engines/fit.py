@@ -79,8 +79,9 @@ def fit(
 ) -> Run:
     """Train to `train.steps` and leave a complete run folder; bad input is refused before anything is written.
 
-    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU. At a SIGTERM
-    or SIGUSR1 it saves a checkpoint at the step's end and raises Stopped. Under `torchrun` every process calls this.
+    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU; of a private
+    run only what is spent is. At a SIGTERM or SIGUSR1 it saves a checkpoint at the step's end and raises Stopped. Under
+    `torchrun` every process calls this.
     """
     with ExitStack() as held:
         interruption = held.enter_context(Interruption())

@@ -6,7 +6,6 @@ drawn. Clipped gradients are summed, noise is added to the sum once, and whateve
 samples) is computed from that.
 """
 
-import logging
 from collections.abc import Mapping
 from operator import itemgetter, methodcaller
 from typing import TYPE_CHECKING, Any
@@ -26,8 +25,6 @@ from meddiff.tasks.task import Task
 
 if TYPE_CHECKING:
     from opacus.optimizers import DPOptimizer
-
-log = logging.getLogger(__name__)
 
 
 def private_trainer(
