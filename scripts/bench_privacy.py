@@ -3,8 +3,9 @@
     python scripts/bench_privacy.py [--quick] [--json FILE]
 
 Both see P patients x 4 images x 4 draws of noise, through the step that `meddiff train` takes: 2D with 4 patients of 64 x 64 and the
-network of configs/synthesis_2d_ct.yaml, 3D with 2 patients of 24 x 24 x 24. The plain step takes them in one pass, and in as many
-passes as there are patients (`train.accumulate`), which is what a private one does. Contenders take turns; medians.
+network of configs/synthesis_2d_ct.yaml, 3D with 2 patients of 24 x 24 x 24; `2d_single` is 16 patients with one image and one draw
+each, the worst there is. The plain step takes them in one pass, and in as many passes as there are patients (`train.accumulate`),
+which is what a private one does. Contenders take turns; medians.
 `private_*_ratio` is the time of a private step over that of a plain one: less is better.
 """
 
@@ -32,7 +33,6 @@ from meddiff.tasks.synthesis import Synthesis
 
 CPU = torch.device("cpu")
 DIFFUSION = DiffusionConfig(sigma_data=0.5)
-IMAGES, DRAWS = 4, 4
 COHORT = 100  # patients, of whom some are drawn in a step
 
 
@@ -43,20 +43,24 @@ class Case:
     patients: int
     size: tuple[int, ...]
     network: dict[str, Any]
+    images: int = 4  # of a patient
+    draws: int = 4  # of noise for each
 
 
+HEADS = {"channels": (48, 64, 96, 128), "attention": (False, False, True, True), "patch": 2}
 CASES = {
-    "2d": Case(4, (64, 64), {"channels": (48, 64, 96, 128), "attention": (False, False, True, True), "patch": 2}),
+    "2d": Case(4, (64, 64), HEADS),
+    "2d_single": Case(16, (64, 64), HEADS, images=1, draws=1),
     "3d": Case(2, (24, 24, 24), {"channels": (16, 32, 64)}),
 }
 
 
 def contenders(case: Case) -> dict[str, Callable[[], None]]:
     """The steps by name; each on its own network."""
-    dims, n = len(case.size), case.patients * IMAGES
+    dims, n = len(case.size), case.patients * case.images
     images = torch.randn(n, 1, *case.size, generator=torch.Generator().manual_seed(0))
     own = {"image": images, "seed": torch.arange(n), "unreadable": torch.full((n,), -1)}
-    all_at_once = {name: values.repeat_interleave(DRAWS, 0) for name, values in own.items()}
+    all_at_once = {name: values.repeat_interleave(case.draws, 0) for name, values in own.items()}
     data = {"manifest": "m.jsonl", "size": list(case.size), "spacing_mm": [1.0] * dims}
     tree = {
         "task": "synthesis",
@@ -73,14 +77,14 @@ def contenders(case: Case) -> dict[str, Callable[[], None]]:
         return model, EMA(model, 0.999)
 
     def plain(passes: int) -> Callable[[], None]:
-        train = TrainConfig(steps=1000, batch=n * DRAWS, accumulate=passes)
+        train = TrainConfig(steps=1000, batch=n * case.draws, accumulate=passes)
         model, ema = network()
         off = torch.amp.GradScaler("cpu", enabled=False)
         engine = trainer(model, ema, optimizer_for(model, train), off, task, DIFFUSION, train, CPU)
         return lambda: _step(engine, all_at_once)
 
     def private() -> Callable[[], None]:
-        privacy = PrivacyConfig(epsilon=8.0, delta=1e-3, images_per_patient=IMAGES, noise_multiplicity=DRAWS)
+        privacy = PrivacyConfig(epsilon=8.0, delta=1e-3, images_per_patient=case.images, noise_multiplicity=case.draws)
         train = TrainConfig(steps=1000, batch=case.patients, privacy=privacy)
         model, ema = network()
         guarded = Budget(train, COHORT).guarded(optimizer_for(model, train), CPU)
