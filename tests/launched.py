@@ -31,7 +31,7 @@ def start(function: Callable, *arguments: object, said: Path, environment: Mappi
     return process
 
 
-def together(n: int, function: Callable, *arguments: object, said: Path) -> list[int]:
+def together(n: int, function: Callable, *arguments: object, said: Path, patience_s: float = PATIENCE_S) -> list[int]:
     """The exit codes of `n` processes that know of each other as those of `torchrun` do; rank r says in `said`.r"""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -46,16 +46,16 @@ def together(n: int, function: Callable, *arguments: object, said: Path) -> list
         )
         for rank in range(n)
     ]
-    return [ended(process) for process in processes]
+    return [ended(process, patience_s) for process in processes]
 
 
-def ended(process: multiprocessing.Process) -> int:
+def ended(process: multiprocessing.Process, patience_s: float = PATIENCE_S) -> int:
     """The exit code of a process, minus the signal where one killed it."""
-    process.join(PATIENCE_S)
+    process.join(patience_s)
     if process.is_alive():
         process.kill()
         process.join()
-        raise TimeoutError(f"A process went on for more than {PATIENCE_S} s.")
+        raise TimeoutError(f"A process went on for more than {patience_s} s.")
     assert process.exitcode is not None
     return process.exitcode
 
