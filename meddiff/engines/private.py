@@ -124,7 +124,8 @@ def _release(optimizer: "DPOptimizer") -> float:
 
 
 def _finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return bool(norm.isfinite())
 
 
 def _refuse_stand_ins(batch: Mapping[str, Any]) -> None:
