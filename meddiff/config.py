@@ -10,6 +10,7 @@ from meddiff.audit_config import AuditConfig
 from meddiff.baseline_config import Baseline, refuse_size, refuse_unused
 from meddiff.condition_config import ConditionConfig
 from meddiff.degradation_config import Degradation, LogRange
+from meddiff.distil_config import DistilConfig, refuse_sampling, refuse_unfit
 from meddiff.intensity_config import Intensity, Percentile
 from meddiff.privacy_config import PrivacyConfig
 from meddiff.settings import Settings
@@ -145,6 +146,7 @@ class TrainConfig(Settings):
     sampling_share: float = Field(1.0, gt=0, le=1)  # restoration: of each batch, what the second network learns from
     sampling_steps: float = Field(1.0, gt=0, le=1)  # restoration: of all steps, those in which it learns
     lr: float = Field(3e-4, gt=0)
+    distil: DistilConfig | None = None  # synthesis: learn from a trained run to sample in a few evaluations
     reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
     warmup: int = Field(100, ge=0)  # steps of linear warm-up; a cosine to 0 follows
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)  # of AdamW
@@ -194,6 +196,7 @@ class SampleConfig(Settings):
     overlap: Annotated[int, Field(ge=0)] = (
         16  # voxels that windows share where a sample is larger than data.size; half of it at most
     )
+    skip_empty: bool = False  # segmentation: what holds background alone, a slice or a window, is background, unseen
 
 
 class EvaluateConfig(Settings):
@@ -251,11 +254,14 @@ class Config(Settings):
         self._check_baseline()
         self._check_condition()
         self._check_latent()
+        self._check_distil()
         least = 3 if self.task == "synthesis" else 1
-        if self.sample.steps < least or self.sample.steps == 2:
+        if self.train.distil is None and (self.sample.steps < least or self.sample.steps == 2):
             raise ValueError(
                 f"sample.steps = {self.sample.steps} is too few: 1 is the first answer, sampling starts at 3"
             )
+        if self.sample.skip_empty and self.task != "segmentation":
+            raise ValueError(f"sample.skip_empty is for segmentation, task is {self.task}; leave it out")
         if self.sample.sigma_min >= self.sample.sigma_max:
             raise ValueError(f"sample.sigma_min = {self.sample.sigma_min:g} must be below sample.sigma_max")
         return self
@@ -279,6 +285,22 @@ class Config(Settings):
         }
         refuse_unused(self.baseline, [name for name, given in unused.items() if given])
         refuse_size(self.data.size, network.multiple)
+
+    def _check_distil(self) -> None:
+        distil = self.train.distil
+        if distil is None:
+            return
+        refuse_unfit(
+            {
+                f"task {self.task}": self.task != "synthesis",
+                "baseline": self.baseline is not None,
+                "diffusion.latent": self.diffusion.latent is not None,
+                f"diffusion.noise {self.diffusion.noise}": self.diffusion.noise != "gaussian",
+                "train.reference": self.train.reference > 0,
+                "sample.guidance": self.sample.guidance != 1,
+            }
+        )
+        refuse_sampling(self.sample.sampler, self.sample.steps, distil.evaluations)
 
     def _check_latent(self) -> None:
         """ValueError where an autoencoder, or a model of its latents, cannot be what is asked for."""

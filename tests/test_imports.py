@@ -18,6 +18,7 @@ ALLOWED = {  # what a package may import of ours
     "intensity_config": {"settings"},
     "condition_config": {"settings", "intensity_config"},
     "privacy_config": {"settings"},
+    "distil_config": {"settings"},
     "config": {
         "errors",
         "settings",
@@ -27,6 +28,7 @@ ALLOWED = {  # what a package may import of ours
         "intensity_config",
         "condition_config",
         "privacy_config",
+        "distil_config",
     },
     "config_file": {"errors", "config", "baseline_config", "degradation_config"},
     "diffusion": BASE,

@@ -62,6 +62,7 @@ def _run(path: Path) -> Table:
         facts |= {
             "network": f"{sum(p.numel() for p in model.parameters()):,} parameters, levels {list(config.network.channels)}",
             "trained": f"{card.step} of {config.train.steps} steps, weights {card.weights[:12]}",
+            **({"distilled": f"from weights {card.teacher[:12]}"} if card.teacher else {}),
             "units": f"{card.space.modality}, {card.space.unit}; sigma_data {card.sigma_data}",
             **_asked(card),
             **_promised(card),

@@ -26,6 +26,12 @@ def command(
         float | None,
         typer.Option(help="Sample until every label's volume is known this well, for instance 0.05; at most 64."),
     ] = None,
+    skip_empty: Annotated[
+        bool,
+        typer.Option(
+            "--skip-empty", help="Call slices and windows of nothing but background background, unseen: faster."
+        ),
+    ] = False,
     format: Annotated[
         Literal["nifti", "seg", "both"],
         typer.Option(help="seg is DICOM SEG and needs a DICOM series as input; both gives SEG where it can."),
@@ -56,7 +62,8 @@ def command(
         raise ConfigError(f"--tolerance {tolerance:g}: must be above 0, for instance 0.05 for 5 % of every volume.")
     join(device)
     opened = Run.open(run)
-    config = with_options(opened.config(), run, "segmentation", samples=samples, steps=steps)
+    options = {"samples": samples, "steps": steps, "skip_empty": skip_empty or None}
+    config = with_options(opened.config(), run, "segmentation", **options)
     model, card = opened.load_model(choose_device(device))
     scans, refused = find_scans(inputs, split)
     writable(output)

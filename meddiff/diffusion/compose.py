@@ -1,15 +1,18 @@
 """Denoisers from denoisers: guidance, windows over large volumes, 2D models over 3D volumes, ensembles, latents."""
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
 from operator import itemgetter
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.errors import ConfigError
+
+T = TypeVar("T")
 
 
 def guided(
@@ -57,10 +60,20 @@ def slicewise(denoise: Denoiser, axis: int) -> Denoiser:
     return denoiser
 
 
+@dataclass(frozen=True)
+class Empty:
+    """Windows that nobody has to look at, because what is there follows from what is given."""
+
+    holds: Callable[[Condition], Tensor]  # which of n windows are empty, (n,) bool
+    answer: Tensor  # (C,): D of every voxel in them
+
+
 def windowed(
     denoise: Denoiser,  # local: what is a quarter of `overlap` away must not matter to it, for the result to be exact
     patch: Sequence[int],  # voxels per axis
     overlap: Sequence[int],  # voxels shared by neighbours, per axis
+    batch: int = 1,  # windows that go through `denoise` together, those of all cases counted
+    empty: Empty | None = None,  # what is left out; its `answer` stands there as if `denoise` had said so
 ) -> Denoiser:
     """A denoiser of any size from one that sees `patch` voxels, blended inside every step, so that no seam is left.
 
@@ -79,17 +92,43 @@ def windowed(
             raise ConfigError(f"windowed() has a patch of {len(patch)} axes, the image has {len(spatial)}.")
         axes = [_windows(n, p, o, x) for n, p, o in zip(spatial, patch, overlap, strict=True)]
         total, weights = torch.zeros_like(x), x.new_zeros(spatial)
-        for windows in product(*axes):
-            place = (slice(None), slice(None), *(where for where, _ in windows))
-            weight = windows[0][1]
-            for _, along in windows[1:]:
-                weight = weight[..., None] * along
-            here = None if cond is None else cond.map_image(itemgetter(place))
-            total[place] += weight * denoise(x[place], sigma, here)
-            weights[place[2:]] += weight
+        for windows in _batched(product(*axes), max(1, batch // len(x))):
+            places = [(slice(None), slice(None), *(where for where, _ in window)) for window in windows]
+            shown = torch.cat([x[place] for place in places])
+            level = sigma if sigma.ndim == 0 else sigma.repeat(len(places))
+            parts = _looked_at(denoise, shown, level, _at(places, cond), empty).split(len(x))
+            for window, place, part in zip(windows, places, parts, strict=True):
+                weight = window[0][1]
+                for _, along in window[1:]:
+                    weight = weight[..., None] * along
+                total[place] += weight * part
+                weights[place[2:]] += weight
         return total / weights
 
     return denoiser
+
+
+def _at(places: Sequence[tuple[slice, ...]], cond: Condition | None) -> Condition | None:
+    """The condition of windows one after another, each of all cases."""
+    if cond is None:
+        return None
+    image = None if cond.image is None else torch.cat([cond.image[place] for place in places])
+    rest = cond.map(lambda v: v.repeat(len(places), *[1] * (v.ndim - 1)))
+    return Condition(image, rest.label, rest.covariates)
+
+
+def _looked_at(denoise: Denoiser, x: Tensor, sigma: Tensor, cond: Condition | None, empty: Empty | None) -> Tensor:
+    """D of windows (n, C, *patch), those that are empty being answered without `denoise`."""
+    if empty is None or cond is None:
+        return denoise(x, sigma, cond)
+    skipped = empty.holds(cond)
+    if not skipped.any():
+        return denoise(x, sigma, cond)
+    d = empty.answer.to(x).view(-1, *[1] * (x.ndim - 2)).expand_as(x).clone()
+    if not skipped.all():
+        kept = ~skipped
+        d[kept] = denoise(x[kept], sigma if sigma.ndim == 0 else sigma[kept], cond.map(itemgetter(kept)))
+    return d
 
 
 class Autoencoder(Protocol):
@@ -183,3 +222,10 @@ def _windows(size: int, patch: int, overlap: int, like: Tensor) -> list[tuple[sl
 def _ramp(depth: Tensor, overlap: int) -> Tensor:
     """0 in the outer quarter of the overlap, 1 beyond three quarters, linear between; 1 where nothing is shared."""
     return ((depth - overlap / 4) / (overlap / 2)).clamp(0, 1) if overlap > 0 else torch.ones_like(depth)
+
+
+def _batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter; itertools has it from Python 3.12 on."""
+    items = iter(items)
+    while part := list(islice(items, size)):
+        yield part

@@ -79,6 +79,7 @@ class Card(BaseModel):
     train_items: int  # slices, or volumes that patches are taken from
     step: int = 0  # of the weights beside the card
     weights: str = ""  # SHA-256 of weights.safetensors
+    teacher: str = ""  # SHA-256 of the weights that it was distilled from; "" where it learned from images alone
     versions: dict[str, str] = {}
     privacy: Guarantee | None = None  # of a run with train.privacy
     limits: str = ""  # digest of the audit's settings when the model was trained; "" before they were recorded

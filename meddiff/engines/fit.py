@@ -19,6 +19,7 @@ from meddiff.data.manifest import Case, Manifest
 from meddiff.data.patients import PatientSteps, by_patient, patient_loader
 from meddiff.engines.budget import Budget
 from meddiff.engines.card import Card, build_model, build_task, versions
+from meddiff.engines.distil import Teacher
 from meddiff.engines.ema import EMA
 from meddiff.engines.interruption import Interruption
 from meddiff.engines.keeper import Keeper
@@ -110,9 +111,11 @@ def _fit(
     device = choose_device(train.device)
     manifest = Manifest.read(config.data.manifest)
     codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
-    autoencoder = "" if codec is None else codec.card.weights
-    identity = {"config": digest(config, autoencoder), "manifest": manifest.digest}
-    start, state = resumed(run, identity, autoencoder, force) if resume else (0, None)
+    teacher = None if train.distil is None else Teacher(config, train.distil.teacher, device)
+    source = teacher or codec  # of these two there is one at most
+    others = "" if source is None else source.card.weights
+    identity = {"config": digest(config, others), "manifest": manifest.digest}
+    start, state = resumed(run, identity, others, force) if resume else (0, None)
 
     quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
     with first_alone():
@@ -124,10 +127,14 @@ def _fit(
         log.warning("%s has no cases in the split val: no held-out loss is measured.", config.data.manifest)
 
     task = build_task(config, known, augmented(images, train.reference, train.seed) if train.reference else None)
-    spread = sigma_data(config, images, task)
+    if teacher is not None:
+        task = teacher.task(config, known, device)
+    spread = sigma_data(config, images, task) if teacher is None else teacher.card.sigma_data
     budget = None if train.privacy is None else Budget(train, len(by_patient(images)))
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
     model = build_model(config, spread, seen.labels, known.classes, latents)
+    if teacher is not None:
+        model.load_state_dict(teacher.weights)
     ema = EMA(model, train.ema)
     lay_out(model, train, device)
     lay_out(ema.model, train, torch.device(train.ema_device or device))
@@ -155,6 +162,7 @@ def _fit(
         train_cases=len(images.cases),
         train_items=len(images),
         versions=versions(),
+        teacher="" if teacher is None else teacher.card.weights,
         limits=config.audit.digest,
     )
     if first():
@@ -245,7 +253,7 @@ def _measure(session: Session, items: dict[str, Tensor]) -> None:
     """Attach the held-out loss of the EMA weights, in `engine.state.metrics["held_out"]`."""
     train, batch = session.config.train, session.config.train.batch
     # without the reference: the loss itself, whatever it was trained with
-    task = build_task(session.config, session.card.known)
+    task = session.task if train.distil else build_task(session.config, session.card.known)
     judge = evaluator(session.ema.model, task, session.config.diffusion, session.device, train.precision)
     batches = held_out_batches(items, batch)
 

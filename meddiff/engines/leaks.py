@@ -55,6 +55,8 @@ def _of_kind(config: Config) -> str | None:
             "diffusion.latent: its autoencoder, and the mean and spread of the latents, were learnt from patients without "
             "privacy. Train on images."
         )
+    if config.train.distil is not None:
+        return "train.distil: its teacher learnt from patients without privacy, and its answers are the targets. Leave it out."
     if config.task == "autoencoder":
         return "task: there is no private training of an autoencoder, nor of models of its latents."
     if config.baseline is not None:

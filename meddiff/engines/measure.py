@@ -20,7 +20,9 @@ from meddiff.config import Config
 from meddiff.config_file import parse_config
 from meddiff.data.conditions import Known
 from meddiff.data.transforms import augmentation, spacing_by_axis
+from meddiff.diffusion.denoiser import Preconditioned
 from meddiff.engines.card import Card, Latents, build_model, build_task
+from meddiff.engines.distil import distillation
 from meddiff.engines.ema import EMA
 from meddiff.engines.latents import Codec
 from meddiff.engines.parallel import lay_out
@@ -90,6 +92,10 @@ def measure_step(request: Request) -> Step:
     reference = None
     if config.train.reference:
         reference = next(_batches(config, request.model_copy(update={"batch": config.train.reference}), shape))
+    task = build_task(config, known, reference)
+    if config.train.distil is not None:
+        assert isinstance(ema.model, Preconditioned)
+        task = distillation(config, known, ema.model, device)  # a teacher of its size
     scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
     optimizer = optimizer_for(model, config.train)
     engine = trainer(
@@ -97,7 +103,7 @@ def measure_step(request: Request) -> Step:
         ema,
         optimizer,
         scaler,
-        build_task(config, known, reference),
+        task,
         config.diffusion,
         config.train,
         device,
@@ -158,6 +164,7 @@ def resized(request: Request) -> Config:
 def _with_steps(config: Config, steps: int) -> Config:
     tree = config.model_dump(mode="json")
     tree["sample"] |= {"steps": steps, "samples": 1, "sampler": "euler"}
+    tree["train"]["distil"] = None  # an evaluation costs the same, and any number of them can be asked for
     return parse_config(tree, "the plan")
 
 

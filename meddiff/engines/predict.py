@@ -12,6 +12,7 @@ from meddiff.baselines.vae import VAE
 from meddiff.config import Config, SampleConfig
 from meddiff.diffusion.compose import Latent, guided, windowed
 from meddiff.diffusion.denoiser import Condition, Denoiser, Preconditioned
+from meddiff.diffusion.distil import student_sigmas
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS, OnStep, grid_steps
 from meddiff.diffusion.sigmas import GRIDS
@@ -26,6 +27,19 @@ from meddiff.tasks.synthesis import dropped
 def sigma_grid(sample: SampleConfig) -> Tensor:
     """The sigmas of a sampling setting; `sample.steps` counts network evaluations, one of which finds the start."""
     return GRIDS[sample.grid](grid_steps(sample.sampler, sample.steps - 1), sample.sigma_min, sample.sigma_max)
+
+
+def teacher_grid(config: Config) -> Tensor:
+    """The sigmas on which a run of `train.distil` follows its teacher."""
+    distil, sample = config.train.distil, config.sample
+    assert distil is not None
+    return GRIDS[sample.grid](distil.evaluations * distil.substeps, sample.sigma_min, sample.sigma_max)
+
+
+def sampling_sigmas(config: Config) -> Tensor:
+    """The sigmas that samples of a run walk over: `sigma_grid`, or those few that a distilled run knows."""
+    distil = config.train.distil
+    return sigma_grid(config.sample) if distil is None else student_sigmas(teacher_grid(config), distil.evaluations)
 
 
 def draw_samples(
@@ -58,11 +72,11 @@ def draw_samples(
     assert isinstance(network, UNet)
     whole: Denoiser = denoising
     if any(n > p for n, p in zip(size, patch, strict=True)):
-        whole = windowed(denoising, patch, [min(sample.overlap // factor, p // 2) for p in patch])
+        whole = windowed(denoising, patch, [min(sample.overlap // factor, p // 2) for p in patch], sample.batch)
     sampler = SAMPLERS[sample.sampler]
     if sample.sampler == "ancestral":
         sampler = partial(sampler, noise=config.diffusion.noise)
-    sigmas = sigma_grid(sample)
+    sigmas = sampling_sigmas(config)
     for part in in_batches(len(names), sample.batch):
         batch = names[part]
         given = None if cond is None else cond.map(itemgetter(part)).map(methodcaller("to", device))
@@ -70,8 +84,9 @@ def draw_samples(
         starts = [generator(seed, "start", name) for name in batch]
         eps = draw(config.diffusion.noise, (network.in_channels, *size), starts)
         x = sigmas[0].item() * eps.to(device)
-        with torch.no_grad():  # at sigma_max D is the mean of the data: noise around it, not around 0
-            x = x + denoise(x, sigmas[0].to(device), given)
+        if config.train.distil is None:  # at sigma_max D is the mean of the data: noise around it, not around 0
+            with torch.no_grad():
+                x = x + denoise(x, sigmas[0].to(device), given)
         way = [generator(seed, "way", name) for name in batch]
         drawn = sampler(denoise, x, sigmas, given, generators=way, on_step=on_step)
         yield from (_decoded(latents, drawn) if latents else drawn).cpu()
@@ -84,14 +99,15 @@ def _decoded(latents: Latent, drawn: Tensor) -> Tensor:
 
 
 def bounded(denoise: Denoiser, config: Config, device: torch.device, cond: Condition | None) -> Denoiser:
-    """`denoise` as samplers use it: in the precision of the config, with its guidance towards `cond`, within -1..1 if of images."""
-    sample, latent = config.sample, config.diffusion.latent is not None
+    """`denoise` as samplers use it: in the precision of the config, with its guidance towards `cond`, within -1..1 if it is a
+    mean of images."""
+    sample, free = config.sample, config.diffusion.latent is not None or config.train.distil is not None
     steered = denoise if cond is None else guided(denoise, sample.guidance, dropped(cond))
 
     def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
         with autocast(device, sample.precision):
             d = steered(x, sigma, cond)
-        return d if latent else d.clamp(-1, 1)  # the mean of images within -1..1 lies within -1..1
+        return d if free else d.clamp(-1, 1)  # the mean of images within -1..1 lies within -1..1
 
     return denoiser
 
@@ -111,7 +127,12 @@ def evaluations(sample: SampleConfig, guided: bool) -> int:
 
 
 def check_voxels(config: Config) -> None:
-    """RunError where the model is no denoiser of voxels."""
+    """RunError where the model is no denoiser of voxels at any noise level."""
+    if config.train.distil is not None:
+        raise RunError(
+            "This run was distilled (train.distil): it draws samples, and knows too few noise levels for anything else. Give its "
+            "teacher."
+        )
     if config.baseline is not None:
         raise RunError(
             f"This takes a model of diffusion; this run is a {config.baseline.kind}, which draws images of nothing."

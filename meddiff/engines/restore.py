@@ -17,7 +17,7 @@ from meddiff.diffusion.inverse import Masked, denoise_at, given, given_noisy
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.samplers import SAMPLERS
 from meddiff.engines.card import Card
-from meddiff.engines.predict import sigma_grid
+from meddiff.engines.predict import check_voxels, sigma_grid
 from meddiff.engines.trainer import autocast
 from meddiff.engines.volumes import Seen, in_batches
 from meddiff.errors import ConfigError, GeometryError, ImageError, RunError
@@ -108,7 +108,7 @@ def estimates(
     sample, device = config.sample, next(model.parameters()).device
 
     def windows(denoise: Denoiser) -> Denoiser:
-        return seen.windowed(denoise, sample.overlap) if seen else denoise
+        return seen.windowed(denoise, sample) if seen else denoise
 
     keys = [(names[i], i) if len(names) > 1 else (names[0], i) for i in range(len(images))]
     means, drawn = [], []
@@ -178,6 +178,7 @@ def _zero_shot(
             "This run is a model of latents, an autoencoder or a baseline, whose noise is not that of an image. Restore with a run "
             "of restoration, or of synthesis without diffusion.latent and baseline."
         )
+    check_voxels(config)
     if config.data.paired or config.condition.mask or config.condition.image:
         raise RunError(
             "A run of synthesis restores if it draws images from nothing; this one has label maps or images beside."

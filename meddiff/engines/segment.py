@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from meddiff.config import Config
+from meddiff.data.store import BACKGROUND
 from meddiff.diffusion import categorical
 from meddiff.diffusion.answered import AnsweredLabels
+from meddiff.diffusion.compose import Empty
 from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.ensemble import Drawn, Ensemble, Ways, adaptive, ensemble, entropy
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
@@ -115,16 +117,16 @@ def _drawn(
         with autocast(device, sample.precision):
             return model(x, sigma, cond)
 
-    denoise = seen.windowed(shown, sample.overlap)
+    denoise = seen.windowed(shown, sample, _nothing(model.classes) if sample.skip_empty else None)
     discrete = isinstance(model, LabelPosterior)
     blind = torch.tensor(0.0 if discrete else inf, device=device)
 
-    def answered(images: Tensor) -> list[Condition]:
+    def answered(images: Tensor) -> list[tuple[Condition, Tensor]]:
         return [_answered(denoise, images[part].to(device), blind, model.classes) for part in parts]
 
     views = [answered(images)]
     if _direct(config):
-        answer = _told(seen.unbatch(torch.cat([_answer(cond).cpu() for cond in views[0]])), on_sample)
+        answer = _told(seen.unbatch(torch.cat([answer.cpu() for _, answer in views[0]])), on_sample)
         while True:
             yield Drawn(answer, answer)
     if discrete:
@@ -136,8 +138,8 @@ def _drawn(
         if mirrored and len(views) == 1:
             views.append(answered(images.flip(LEFT_RIGHT)))
         ends, means = [], []
-        for part, cond in zip(parts, views[mirrored], strict=True):
-            names, answer = [(name, number, i) for i in range(part.start, part.stop)], _answer(cond)
+        for part, (cond, answer) in zip(parts, views[mirrored], strict=True):
+            names = [(name, number, i) for i in range(part.start, part.stop)]
             x = task.starting(
                 model.classes,
                 seen.images.shape[2:],
@@ -153,17 +155,21 @@ def _drawn(
         yield Drawn(_told(end, on_sample), _normal(mean))
 
 
-def _answered(denoise: Denoiser, image: Tensor, blind: Tensor, classes: int) -> Condition:
-    """The image with the log of the first answer to it, (B, 1 + K, *size): what the second network is given."""
+def _answered(denoise: Denoiser, image: Tensor, blind: Tensor, classes: int) -> tuple[Condition, Tensor]:
+    """The image with the log of the first answer to it, (B, 1 + K, *size): what the second network is given; and the answer."""
     nothing = image.new_zeros(len(image), classes, *image.shape[2:])
     p = denoise(nothing, blind, Condition(image))
-    return Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1))
+    return Condition(torch.cat([image, p.clamp(min=FLOOR).log()], dim=1)), p
 
 
-def _answer(cond: Condition) -> Tensor:
-    """The first answer in a condition of `_answered`."""
-    assert cond.image is not None
-    return cond.image[:, 1:].exp()
+def _nothing(classes: int) -> Empty:
+    """Windows of nothing but background are background, with probability 1."""
+
+    def holds(cond: Condition) -> Tensor:
+        assert cond.image is not None
+        return (cond.image[:, :1] <= BACKGROUND).flatten(1).all(1)
+
+    return Empty(holds, torch.eye(classes)[0])
 
 
 def _turned(maps: Tensor, mirrored: bool) -> Tensor:

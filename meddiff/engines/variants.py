@@ -135,7 +135,7 @@ class Source:
         device = next(model.parameters()).device
         levels = strength_grid(sample, strength)
         x0, cond = self.task.x0(self.batch), self.task.condition(self.batch)
-        denoise = seen.windowed(model, sample.overlap)
+        denoise = seen.windowed(model, sample)
         share = (seen.images > BACKGROUND).flatten(1).float().mean(1)
         rows = torch.nonzero((share >= config.data.min_foreground) | (seen.dims == 3))[:, 0]
         result = x0.clone()

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch import Tensor
 
-from meddiff.config import Config
+from meddiff.config import Config, SampleConfig
 from meddiff.data.transforms import AXES, LinearIntensityd, placing, put_back, to_meta
-from meddiff.diffusion.compose import windowed
+from meddiff.diffusion.compose import Empty, windowed
 from meddiff.diffusion.denoiser import Denoiser
 from meddiff.engines.card import Card
 from meddiff.errors import ImageError
@@ -57,13 +57,16 @@ class Seen:
         """Maps (C, I, J, K) of the model's grid on the scan's own, linearly interpolated."""
         return put_back(self.compose, self.image, maps.float().cpu()).numpy()
 
-    def windowed(self, denoise: Denoiser, overlap: int) -> Denoiser:
-        """`denoise` for `images`: as it is, or in windows of `data.size` along the axes that are much longer."""
+    def windowed(self, denoise: Denoiser, sample: SampleConfig, empty: Empty | None = None) -> Denoiser:
+        """`denoise` for `images`: as it is, or in windows of `data.size` along the axes that are much longer.
+
+        `sample.batch` windows are seen side by side, and those that are `empty` not at all; without windows, images are those.
+        """
         trained, size = self.data.size, self.images.shape[2:]
         patch = [n if n <= WHOLE * p else p for n, p in zip(size, trained, strict=True)]
-        if all(n == p for n, p in zip(size, patch, strict=True)):
+        if empty is None and all(n == p for n, p in zip(size, patch, strict=True)):
             return denoise
-        return windowed(denoise, patch, [min(overlap, p // 2) for p in patch])
+        return windowed(denoise, patch, [min(sample.overlap, p // 2) for p in patch], sample.batch, empty)
 
     def _size(self) -> Sequence[int]:
         return [n for axis, n in enumerate(self.grid) if self.dims == 3 or axis != AXES[self.data.axis]]

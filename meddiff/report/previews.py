@@ -16,7 +16,7 @@ from meddiff.diffusion.noise import draw
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.diffusion.samplers import OnStep
 from meddiff.engines.fit import Session
-from meddiff.engines.predict import draw_samples, sigma_grid
+from meddiff.engines.predict import draw_samples, sampling_sigmas
 from meddiff.engines.processes import first
 from meddiff.networks.autoencoder import Autoencoder
 from meddiff.report.figures import save_mosaic, save_panels, save_process
@@ -140,7 +140,7 @@ def _drawn(session: Session, count: int, on_step: OnStep | None = None) -> Itera
 def save_forward(session: Session, path: Path) -> None:
     """How one training image becomes noise: `x0 + sigma * eps` at the sigmas that samples are drawn on."""
     image = fixed(session.images, 3)["image"][-2 if len(session.images) > 2 else 0]
-    sigmas = _stages(sigma_grid(session.config.sample)).flip(0)
+    sigmas = _stages(sampling_sigmas(session.config)).flip(0)
     eps = draw(session.config.diffusion.noise, image.shape, [generator(0, "forward")])[0]
     rows = [("x", [_shown(session, image + s * eps) for s in sigmas])]
     save_process(path, "Forward process of one training image", rows, [f"$\\sigma$ = {s:.3g}" for s in sigmas])
@@ -158,7 +158,7 @@ def save_reverse(session: Session, path: Path) -> None:
     list(_drawn(session, 1, keep))
     if not first():
         return
-    sigmas = sigma_grid(session.config.sample)[1:]
+    sigmas = sampling_sigmas(session.config)[1:]
     chosen = torch.linspace(0, len(states) - 1, min(STAGES, len(states))).round().long().tolist()
     rows = [("x", [states[i] for i in chosen]), ("D(x)", [denoised[i] for i in chosen])]
     save_process(path, "Reverse process of one sample", rows, [f"$\\sigma$ = {sigmas[i]:.3g}" for i in chosen])

@@ -3,7 +3,7 @@ import torch
 from oracles import gaussian
 from torch.testing import assert_close
 
-from meddiff.diffusion.compose import averaged, guided, latent, slicewise, windowed
+from meddiff.diffusion.compose import Empty, averaged, guided, latent, slicewise, windowed
 from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.samplers import dpmpp_2m
 from meddiff.diffusion.sigmas import karras
@@ -92,6 +92,48 @@ def test_windows_show_each_place_its_own_condition():
     image = noise(1, 1, 30, 30)
     out = windowed(lambda x, s, c: c.image, (16, 16), (4, 4))(torch.zeros(1, 1, 30, 30), SIGMA, Condition(image=image))
     torch.testing.assert_close(out, image)
+
+
+@pytest.mark.parametrize("batch", [2, 5, 100])
+@pytest.mark.parametrize("sigma", [SIGMA, torch.tensor([0.3, 0.9])])
+def test_windows_side_by_side_are_those_one_after_another(batch, sigma):
+    x = noise(2, 1, 40, 33)
+    cond = Condition(noise(2, 1, 40, 33, seed=1), torch.tensor([1, 4]), torch.tensor([[0.5], [2.0]]))
+    calls = []
+
+    def denoise(x, sigma, cond):
+        calls.append(len(x))
+        wide = (-1, 1, 1, 1)
+        return x * sigma.reshape(wide) + cond.image + cond.label.view(wide) + cond.covariates.view(wide)
+
+    one = windowed(denoise, (16, 16), (8, 8))(x, sigma, cond)
+    alone, calls[:] = len(calls), []
+    torch.testing.assert_close(windowed(denoise, (16, 16), (8, 8), batch)(x, sigma, cond), one, rtol=0, atol=0)
+    assert max(calls) <= max(batch, len(x))
+    assert sum(calls) == alone * len(x)
+    assert len(calls) == -(-alone // max(1, batch // len(x)))
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, torch.tensor([0.3, 0.9])])
+def test_empty_windows_are_answered_without_being_looked_at(sigma):
+    """A denoiser that says of empty windows what is taken for granted: left out, they change nothing, to the last bit."""
+    image = torch.zeros(2, 1, 48, 16)
+    image[0, :, 20:24] = 1.0  # in a window of the first case, in none of the second
+    answer = torch.tensor([1.0, 0.0])
+    seen = []
+
+    def denoise(x, sigma, cond):
+        seen.append(len(x))
+        empty = (cond.image == 0).flatten(1).all(1).view(-1, 1, 1, 1)
+        return torch.where(empty, answer.view(1, 2, 1, 1), x * sigma.reshape(-1, 1, 1, 1))
+
+    x, cond = noise(2, 2, 48, 16), Condition(image)
+    whole = windowed(denoise, (16, 16), (0, 0), 4)(x, sigma, cond)
+    assert sum(seen) == 6
+    seen.clear()
+    empty = Empty(lambda cond: (cond.image == 0).flatten(1).all(1), answer)
+    torch.testing.assert_close(windowed(denoise, (16, 16), (0, 0), 4, empty)(x, sigma, cond), whole, rtol=0, atol=0)
+    assert sum(seen) == 1
 
 
 def test_impossible_windows_are_refused():

@@ -365,6 +365,7 @@ LEAKS = {
     "which labels there are": {"condition": {"mask": True}},
     "a part of every target": {"train": {"reference": 8}},
     "its autoencoder": {"diffusion": {"latent": "runs/ae"}},
+    "its teacher learnt": {"train": {"distil": {"teacher": "runs/t"}}, "sample": {"sampler": "euler", "steps": 4}},
     "no private training of an autoencoder": {"task": "autoencoder", "data": {"size": [16, 16]}},
     "no private training of a vae": {"baseline": {"kind": "vae"}, "diffusion": {"sigma_data": "auto"}},
     "fp16 scales the loss": {"train": {"precision": "fp16"}},

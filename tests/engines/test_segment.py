@@ -40,6 +40,33 @@ def trained(tmp_path_factory):
     return fit(settings(folder / "cache", steps=30, checkpoint_every=30, lr=3e-3), folder / "run")
 
 
+def test_scans_of_air_are_background_without_a_look_where_that_is_asked_for(trained):
+    model, card = trained.load_model(torch.device("cpu"))
+    tree = trained.config().model_dump(mode="json")
+    config = parse_config({**tree, "sample": {**tree["sample"], "skip_empty": True}}, "test")
+    volume = volume_of(trained)
+    air = Volume(np.full_like(volume.array, -1000), volume.geometry, volume.modality, volume.unit)
+    model.network.first.forward = None  # nobody is asked
+    result = segment(model, config, card, air, "air", 0)
+    assert not result.label.array.any()
+    np.testing.assert_array_equal(result.probability[0], 1)
+
+
+def test_slices_that_show_something_are_segmented_as_ever_beside_empty_ones(trained):
+    model, card = trained.load_model(torch.device("cpu"))
+    tree = trained.config().model_dump(mode="json")
+    config = parse_config({**tree, "sample": {**tree["sample"], "skip_empty": True}}, "test")
+    volume = volume_of(trained)
+    with_air = volume.array.copy()
+    with_air[:, :, : volume.array.shape[2] // 2] = -1000
+    scan = Volume(with_air, volume.geometry, volume.modality, volume.unit)
+    found, whole = (segment(model, c, card, scan, "half", 0).probability for c in (config, trained.config()))
+    full = np.unique(np.nonzero((with_air > -200).any((0, 1)))[0])
+    inner = full[2:-2]  # a slice of the model's grid may be made of two of the scan's
+    np.testing.assert_allclose(found[..., inner], whole[..., inner], atol=1e-5)
+    assert (found[0, ..., 0] == 1).all()
+
+
 def volume_of(run):
     manifest = run.manifest()
     return load_image(manifest, manifest.split("test")[0])
