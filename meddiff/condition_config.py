@@ -14,6 +14,9 @@ class Classes(Settings):
     """What the class of an image is: a column of the manifest's `classes`, or whether a label is to be seen in it."""
 
     column: str | None = None  # diagnosis, sex, site: the same for every slice of a case
+    values: tuple[str, ...] | None = Field(
+        None, min_length=2
+    )  # of the column; those of the training cases unless given
     label: str | None = None  # the classes are then this label's name and "no " before it, image by image
     voxels: int = Field(8, ge=1)  # of the label, from which on it is to be seen; of the model's grid
 
@@ -21,6 +24,8 @@ class Classes(Settings):
     def _is_one_kind(self) -> "Classes":
         if (self.column is None) == (self.label is None):
             raise ValueError("give either column, one of the manifest's classes, or label, one of its labels")
+        if self.values is not None and (self.column is None or len(set(self.values)) < len(self.values)):
+            raise ValueError(f"values = {list(self.values)} are those of column, each once")
         return self
 
 

@@ -12,6 +12,7 @@ from meddiff.condition_config import ConditionConfig
 from meddiff.degradation_config import Degradation, LogRange
 from meddiff.distil_config import DistilConfig, refuse_sampling, refuse_unfit
 from meddiff.intensity_config import Intensity, Percentile
+from meddiff.privacy_config import PrivacyConfig
 from meddiff.settings import Settings
 
 
@@ -164,6 +165,7 @@ class TrainConfig(Settings):
     compile: bool = False  # by torch.compile; needs a C++ compiler on a CPU
     channels_last: bool = False  # memory layout of the convolutions
     ema_device: Literal["cpu"] | None = None  # where the moving average lives; beside the model unless given
+    privacy: PrivacyConfig | None = None  # differential privacy; `batch` is then the patients to be expected in a step
 
     @model_validator(mode="after")
     def _accumulates(self) -> "TrainConfig":

@@ -17,6 +17,7 @@ ALLOWED = {  # what a package may import of ours
     "degradation_config": {"settings"},
     "intensity_config": {"settings"},
     "condition_config": {"settings", "intensity_config"},
+    "privacy_config": {"settings"},
     "distil_config": {"settings"},
     "config": {
         "errors",
@@ -26,6 +27,7 @@ ALLOWED = {  # what a package may import of ours
         "degradation_config",
         "intensity_config",
         "condition_config",
+        "privacy_config",
         "distil_config",
     },
     "config_file": {"errors", "config", "baseline_config", "degradation_config"},
@@ -43,6 +45,7 @@ ALLOWED = {  # what a package may import of ours
         "config_file",
         "baseline_config",
         "degradation_config",
+        "intensity_config",
         "diffusion",
         "imaging",
         "data",
@@ -66,6 +69,7 @@ ONLY = {  # where a library may be imported
     "SimpleITK": {"imaging"},
     "ignite": {"engines", "metrics", "report", "cli"},
     "typer": {"cli"},
+    "opacus": {"engines"},
 }
 FILES = sorted(ROOT.rglob("*.py"))
 

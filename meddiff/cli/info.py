@@ -65,6 +65,7 @@ def _run(path: Path) -> Table:
             **({"distilled": f"from weights {card.teacher[:12]}"} if card.teacher else {}),
             "units": f"{card.space.modality}, {card.space.unit}; sigma_data {card.sigma_data}",
             **_asked(card),
+            **_promised(card),
             "sampler": f"{config.sample.sampler}, {config.sample.steps} evaluations, {config.sample.grid} grid",
         }
     else:
@@ -80,6 +81,16 @@ def _asked(card: "Card") -> dict[str, object]:
         latents = card.latents
         asked["latents"] = f"{len(latents.mean)} channels, 1/{latents.factor} of the size along each axis"
     return asked
+
+
+def _promised(card: "Card") -> dict[str, object]:
+    """What a private run promises its patients."""
+    if card.privacy is None:
+        return {}
+    own = card.privacy
+    return {
+        "privacy": f"epsilon {own.epsilon:.3f}, delta {own.delta:g} for each of {own.patients} patients, spent in {own.steps} steps"
+    }
 
 
 def _manifest(path: Path) -> Table:

@@ -52,6 +52,11 @@ def command(
     from meddiff.errors import ConfigError
 
     settings = load_config(config, set_ or ())
+    if settings.train.privacy is not None:
+        raise ConfigError(
+            "train.privacy: only plain steps are planned. A private step is a pass of images_per_patient * noise_multiplicity images "
+            "for each of train.batch patients; scripts/bench_privacy.py times it."
+        )
     device = choose_device(settings.train.device)
     here = _memory(device.type)
     gpu_absent = device_memory is not None and device.type != "cuda"

@@ -77,7 +77,7 @@ def watch(bar: Progress, preparing: TaskID) -> Callable[["Session"], None]:
             metrics, speed = engine.state.metrics, bar.tasks[-1].speed
             shown = [
                 f"{name} {metrics[key]:.4f}"
-                for key, name in (("loss", "loss"), ("held_out", "held-out"))
+                for key, name in (("loss", "loss"), ("held_out", "held-out"), ("epsilon", "epsilon"))
                 if key in metrics
             ]
             if speed:

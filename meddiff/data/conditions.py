@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meddiff.condition_config import SPACING, GivenImage
+from meddiff.condition_config import SPACING, Classes, GivenImage
 from meddiff.config import Config, DataConfig
 from meddiff.data.loader import Images
 from meddiff.data.manifest import Case, Manifest
@@ -70,7 +70,7 @@ def told(config: Config, known: Known, cases: Sequence[Case]) -> dict[str, Tenso
     given = config.condition
     values: dict[str, Tensor] = {}
     if given.classes and given.classes.column:
-        values["class"] = torch.tensor([_class(case, given.classes.column, known.classes) for case in cases])
+        values["class"] = torch.tensor([_class(case, given.classes, known.classes) for case in cases])
     if given.covariates:
         values["covariates"] = torch.stack([covariates(config, known, case) for case in cases])
     return values
@@ -99,6 +99,8 @@ def _classes(config: Config, cases: Sequence[Case]) -> tuple[str, ...]:
         return ()
     if given.label:
         return f"no {given.label}", given.label
+    if given.values:
+        return given.values
     assert given.column is not None
     found = sorted({_column(case, given.column) for case in cases})
     if len(found) < 2:
@@ -109,12 +111,16 @@ def _classes(config: Config, cases: Sequence[Case]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _class(case: Case, column: str, classes: Sequence[str]) -> int:
-    value = _column(case, column)
+def _class(case: Case, given: Classes, classes: Sequence[str]) -> int:
+    assert given.column is not None
+    value = _column(case, given.column)
     if value not in classes:
+        lacks, mend = "no training case has", "split the data again"
+        if given.values:
+            lacks, mend = "condition.classes.values leaves out", "name it there"
         raise ManifestError(
-            f"{case.case}: its {column} is {value!r}, which no training case has; known are {', '.join(classes)}. "
-            "Remove the case, or split the data again."
+            f"{case.case}: its {given.column} is {value!r}, which {lacks}; known are {', '.join(classes)}. "
+            f"Remove the case, or {mend}."
         )
     return classes.index(value)
 

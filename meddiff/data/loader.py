@@ -45,6 +45,7 @@ class Items(Protocol):
 
     data: DataConfig
     items: list[Item]
+    cases: tuple[Case, ...]
 
     def __len__(self) -> int: ...
 
@@ -210,7 +211,7 @@ def training_loader(
         batch_sampler=Steps(len(images), batch, start, stop, seed, part),
         num_workers=images.data.workers,
         persistent_workers=images.data.workers > 0,
-        worker_init_fn=_outlive if images.data.workers else None,
+        worker_init_fn=outlive if images.data.workers else None,
     )
 
 
@@ -226,7 +227,7 @@ def evenly(images: Items, most: int) -> list[int]:
     return np.unique(np.linspace(0, len(images) - 1, min(most, len(images))).round().astype(int)).tolist()
 
 
-def _outlive(worker: int) -> None:
+def outlive(worker: int) -> None:
     """Let a loader process live on after a signal to all of a job, as long as the last step and its checkpoint take."""
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_S))
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

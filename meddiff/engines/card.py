@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from math import isfinite, lcm
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor, nn
@@ -44,6 +44,24 @@ class Latents(BaseModel):
     std: tuple[float, ...]
 
 
+class Guarantee(BaseModel):
+    """What a private training promises each patient of its split train, for the weights and all that follows from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    unit: Literal["patient"] = "patient"  # added or removed, with all cases
+    epsilon: float  # spent up to the card's step
+    delta: float
+    max_grad_norm: float
+    noise_multiplicity: int
+    images_per_patient: int  # in a step
+    noise_multiplier: float  # standard deviation of the noise over max_grad_norm
+    sample_rate: float  # probability of a patient to be drawn in a step
+    patients: int
+    steps: int
+    accountant: str
+
+
 class Card(BaseModel):
     """What a model is, beside its weights."""
 
@@ -63,6 +81,7 @@ class Card(BaseModel):
     weights: str = ""  # SHA-256 of weights.safetensors
     teacher: str = ""  # SHA-256 of the weights that it was distilled from; "" where it learned from images alone
     versions: dict[str, str] = {}
+    privacy: Guarantee | None = None  # of a run with train.privacy
     limits: str = ""  # digest of the audit's settings when the model was trained; "" before they were recorded
 
     @model_validator(mode="after")

@@ -1,38 +1,37 @@
 """From a config to a trained run: everything is put together here, and what watches a run attaches from outside."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from meddiff.config import Config
 from meddiff.data.conditions import images_of, learn
 from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Images, augmented, close, fixed, training_loader
 from meddiff.data.manifest import Case, Manifest
-from meddiff.data.store import Entry
-from meddiff.data.transforms import AXES
+from meddiff.data.patients import PatientSteps, by_patient, patient_loader
+from meddiff.engines.budget import Budget
 from meddiff.engines.card import Card, build_model, build_task, versions
-from meddiff.engines.checkpoint import load_checkpoint, refuse_other
 from meddiff.engines.distil import Teacher
 from meddiff.engines.ema import EMA
 from meddiff.engines.interruption import Interruption
 from meddiff.engines.keeper import Keeper
 from meddiff.engines.latents import Codec
+from meddiff.engines.leaks import refuse_leaks
+from meddiff.engines.learnt import sigma_data, space
 from meddiff.engines.log import write_log
 from meddiff.engines.parallel import lay_out
-from meddiff.engines.predict import teacher_grid
+from meddiff.engines.private import private_trainer
 from meddiff.engines.processes import first, first_alone
 from meddiff.engines.quarantine import Quarantine
+from meddiff.engines.resume import digest, resumed
 from meddiff.engines.run import Run
 from meddiff.engines.state import Training
 from meddiff.engines.trainer import (
@@ -45,8 +44,8 @@ from meddiff.engines.trainer import (
     trainer,
 )
 from meddiff.errors import ManifestError, RunError
-from meddiff.tasks.synthesis import Synthesis
-from meddiff.tasks.task import Space, Task
+from meddiff.seeds import secret
+from meddiff.tasks.task import Task
 
 HELD_OUT = 256  # images, at most, that the held-out loss is measured on
 log = logging.getLogger(__name__)
@@ -81,8 +80,9 @@ def fit(
 ) -> Run:
     """Train to `train.steps` and leave a complete run folder; bad input is refused before anything is written.
 
-    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU. At a SIGTERM
-    or SIGUSR1 it saves a checkpoint at the step's end and raises Stopped. Under `torchrun` every process calls this.
+    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU; of a private
+    run only what is spent is. At a SIGTERM or SIGUSR1 it saves a checkpoint at the step's end and raises Stopped. Under
+    `torchrun` every process calls this.
     """
     with ExitStack() as held:
         interruption = held.enter_context(Interruption())
@@ -102,6 +102,7 @@ def _fit(
     held: ExitStack,
 ) -> Run:
     train = config.train
+    refuse_leaks(config)
     part = own_part(train)
     if not resume:
         run.refuse_if_taken()
@@ -113,8 +114,8 @@ def _fit(
     teacher = None if train.distil is None else Teacher(config, train.distil.teacher, device)
     source = teacher or codec  # of these two there is one at most
     others = "" if source is None else source.card.weights
-    identity = {"config": _digest(config, others), "manifest": manifest.digest}
-    start, state = _resumed(run, identity, others, force) if resume else (0, None)
+    identity = {"config": digest(config, others), "manifest": manifest.digest}
+    start, state = resumed(run, identity, others, force) if resume else (0, None)
 
     quarantine = Quarantine(config.data.unreadable_limit, len(manifest.split("train")) + len(manifest.split("val")))
     with first_alone():
@@ -128,9 +129,10 @@ def _fit(
     task = build_task(config, known, augmented(images, train.reference, train.seed) if train.reference else None)
     if teacher is not None:
         task = teacher.task(config, known, device)
-    sigma_data = _sigma_data(config, images, task) if teacher is None else teacher.card.sigma_data
+    spread = sigma_data(config, images, task) if teacher is None else teacher.card.sigma_data
+    budget = None if train.privacy is None else Budget(train, len(by_patient(images)))
     torch.manual_seed(train.seed)  # of the initial weights only; every later draw has a generator of its own
-    model = build_model(config, sigma_data, seen.labels, known.classes, latents)
+    model = build_model(config, spread, seen.labels, known.classes, latents)
     if teacher is not None:
         model.load_state_dict(teacher.weights)
     ema = EMA(model, train.ema)
@@ -139,15 +141,19 @@ def _fit(
     optimizer = optimizer_for(model, train)
     scaler = torch.amp.GradScaler(device.type, enabled=train.precision == "fp16")
     skips = Skips()
-    engine = trainer(model, ema, optimizer, scaler, task, config.diffusion, train, device, skips)
-    training = Training(model, ema, optimizer, scaler, skips)
+    training = Training(model, ema, optimizer, scaler, skips, budget)
     if state is not None:
         training.restore(state)
+    if budget is None:
+        engine = trainer(model, ema, optimizer, scaler, task, config.diffusion, train, device, skips)
+    else:
+        guarded = budget.guarded(optimizer, device)
+        engine = private_trainer(model, ema, guarded, task, config.diffusion, train, device, skips)
     engine.load_state_dict({"iteration": start, "max_epochs": 1, "epoch_length": train.steps})
 
     card = Card(
-        sigma_data=sigma_data,
-        space=_space(config, images.entries),
+        sigma_data=spread,
+        space=space(config, images.entries),
         latents=latents,
         labels=known.labels,
         classes=known.classes,
@@ -167,7 +173,7 @@ def _fit(
         if codec is not None:
             codec.copy_to(run)
         if state is not None:  # a kill may have come between the weights and their card
-            run.save_model(state["ema"], card.model_copy(update={"step": start}))
+            run.save_model(state["ema"], training.stamp(card, start))
     quarantine.write(run, start)
     keeper = Keeper(
         run, training, card, images, identity, train.keep_checkpoints, quarantine, interruption, saved=start
@@ -178,13 +184,16 @@ def _fit(
     if held_out is not None:
         _measure(session, fixed(held_out, HELD_OUT))
     if first():
-        write_log(run, engine, train.steps)
+        write_log(run, engine, train.steps, budget)
     for handler in attach:
         handler(session)
     every = Events.ITERATION_COMPLETED(event_filter=_every(train.checkpoint_every, train.steps))
     engine.add_event_handler(every, keeper.save)
     if start < train.steps:
-        loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
+        if budget is None:
+            loader = training_loader(images, train.batch, start, train.steps, train.seed, part)
+        else:
+            loader = _private_loader(images, budget, start)
         try:
             engine.run(loader)
         except (RuntimeError, ConnectionError, EOFError) as e:
@@ -194,15 +203,11 @@ def _fit(
     return run
 
 
-def _resumed(run: Run, identity: dict[str, str], others: str, force: bool) -> tuple[int, dict[str, Any] | None]:
-    """Step and state to go on from; step 0 without a state where the run was stopped before its first checkpoint."""
-    if any(run.checkpoints.glob("step_*.pt")):
-        return load_checkpoint(run.checkpoints, identity, force=force)
-    if not force:
-        own = {"config": _digest(run.config(), others), "manifest": run.manifest().digest}
-        refuse_other(str(run.config_path), own, identity)
-    log.warning("%s: was stopped before its first checkpoint; it starts again.", run.folder)
-    return 0, None
+def _private_loader(images: Images | LatentImages, budget: Budget, start: int) -> DataLoader:
+    number, train = budget.settings.images_per_patient, budget.train
+    return patient_loader(
+        images, PatientSteps(by_patient(images), budget.rate, number, start, train.steps, train.seed, secret())
+    )
 
 
 def _explained(error: Exception, saved: int) -> Exception:
@@ -242,61 +247,6 @@ def prepare(
 def _every(n: int, last: int) -> Callable[[Engine, int], bool]:
     """True at each n-th step, and at the last."""
     return lambda engine, step: step % n == 0 or step == last
-
-
-def _digest(config: Config, others: str = "") -> str:
-    """Of what the weights depend on: not of where files lie, nor of how the model is used afterwards.
-
-    `others` is the SHA-256 of the weights of the run that `diffusion.latent` or `train.distil` names.
-    """
-    elsewhere = {
-        "sample": True,
-        "evaluate": True,
-        "data": {"manifest", "cache", "workers", "unreadable_limit"},
-        "diffusion": {"latent"},
-        "train": {
-            "device": True,
-            "checkpoint_every": True,
-            "validate_every": True,
-            "preview_every": True,
-            "keep_checkpoints": True,
-            "nonfinite_limit": True,
-            "parallel": True,
-            "compile": True,
-            "channels_last": True,
-            "ema_device": True,
-            "distil": {"teacher"},
-        },
-    }
-    tree = config.model_dump(mode="json", exclude=elsewhere)  # type: ignore[arg-type]
-    if config.train.distil is not None:  # the levels that it learns are those it samples on
-        tree["train"]["distil"]["sigmas"] = teacher_grid(config).tolist()
-    return hashlib.sha256((json.dumps(tree, sort_keys=True) + others).encode()).hexdigest()
-
-
-def _sigma_data(config: Config, images: Images | LatentImages, task: Task) -> float:
-    """The standard deviation of what is drawn, in model units, over at most 256 training images."""
-    if config.diffusion.sigma_data != "auto":
-        return config.diffusion.sigma_data
-    batch = fixed(images, 256)
-    drawn = task.x0(batch) if isinstance(task, Synthesis) else batch["image"]
-    return round(float(drawn.std()), 4)
-
-
-def _space(config: Config, entries: Sequence[Entry]) -> Space:
-    """The grid and units of samples: those of the training volumes, medians where volumes differ."""
-    spacing = np.median([e.geometry.spacing_mm for e in entries], axis=0).round(6).tolist()
-    for axis, value in enumerate(config.data.spacing_mm if len(config.data.spacing_mm) == 3 else ()):
-        spacing[axis] = value
-    if len(config.data.spacing_mm) == 2:
-        in_plane = [axis for axis in range(3) if axis != AXES[config.data.axis]]
-        for axis, value in zip(in_plane, config.data.spacing_mm, strict=True):
-            spacing[axis] = value
-    kinds = sorted({(e.modality, e.unit) for e in entries})
-    if len(kinds) > 1:
-        raise ManifestError(f"The training cases mix {kinds}; a model needs one unit. Choose one with data.modality.")
-    scale, offset = (float(np.median([getattr(e, name) for e in entries])) for name in ("scale", "offset"))
-    return Space(tuple(spacing), config.data.axis, scale, offset, *kinds[0])
 
 
 def _measure(session: Session, items: dict[str, Tensor]) -> None:

@@ -38,9 +38,11 @@ class Keeper:
             return
         state = self.training.capture()
         if first():
-            loss = engine.state.metrics["held_out"] if self.measured == step else None
+            # no choice of weights by the loss of patients whom nothing protects: a private run has no best checkpoint
+            judged = self.measured == step and self.training.budget is None
+            loss = engine.state.metrics["held_out"] if judged else None
             save_checkpoint(self.run.checkpoints, step, state, self.identity, keep=self.keep, held_out=loss)
-            self.run.save_model(state["ema"], self.card.model_copy(update={"step": step}))
+            self.run.save_model(state["ema"], self.training.stamp(self.card, step))
         self.saved = step
 
     def watch(self, engine: Engine) -> None:

@@ -135,7 +135,7 @@ def trainer(
         parts = torch.arange(len(x0)).chunk(train.accumulate)
         for number, part in enumerate(parts, 1):
             here = None if cond is None else cond.map(itemgetter(part)).map(methodcaller("to", device))
-            dropout = _seeded_dropout(model, derive(train.seed, "dropout", now, first + int(part[0])), device)
+            dropout = seeded_dropout(model, derive(train.seed, "dropout", now, first + int(part[0])), device)
             with dropout, reduced(losses_of, number == len(parts)):
                 with autocast(device, train.precision):
                     losses = losses_of(x0[part].to(device), here, sigma[part].to(device), [noise[i] for i in part])
@@ -172,7 +172,7 @@ def _judge(skips: Skips, train: TrainConfig, now: int, loss: float, norm: float)
 
 
 @contextmanager
-def _seeded_dropout(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+def seeded_dropout(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
     """torch draws dropout from its global generator: lend that a seed where there is dropout, and put its state back."""
     if not any(isinstance(m, nn.Dropout) and m.p > 0 for m in model.modules()):
         yield

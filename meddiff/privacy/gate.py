@@ -40,7 +40,7 @@ def admit(manifest: Manifest, record: dict[str, Any] | None) -> None:
     if record["verdict"] != "PASS":
         raise PrivacyError(
             f"{where}: the audit says {record['verdict']}: {'; '.join(record['reasons'])}. This set is not released. Train on more "
-            "patients or for fewer steps, and audit again."
+            "patients, for fewer steps or with differential privacy (train.privacy), and audit again."
         )
     audited, found = record["hashes"]["synthetic"], hashes(manifest)
     for what, cases in (

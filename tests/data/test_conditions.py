@@ -89,6 +89,19 @@ def test_a_class_that_no_training_case_has_is_refused(tmp_path):
         told(config, learn(config, manifest), [strange])
 
 
+def test_named_classes_are_those_of_the_config_in_its_order(tmp_path):
+    manifest = Manifest.read(cohort())
+    config = conditioned(tmp_path, classes={"column": "class", "values": ["no lesion", "cyst"]})
+    assert learn(config, manifest).classes == ("no lesion", "cyst")
+    with pytest.raises(
+        ManifestError, match=r"'lesion', which condition\.classes\.values leaves out; known are no lesion, cyst"
+    ):
+        told(config, learn(config, manifest), manifest.cases)
+    for values in (["a", "a"], ["a"]):
+        with pytest.raises(ConfigError, match="values"):
+            conditioned(tmp_path, classes={"column": "class", "values": values})
+
+
 def test_another_image_of_a_case_lies_beside_it_with_its_own_intensities(tmp_path):
     manifest = Manifest.read(cohort())
     case = manifest.split("train")[0]

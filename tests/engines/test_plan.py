@@ -164,6 +164,12 @@ def test_the_command_writes_its_figures(in_process, tmp_path):
     assert absent["time_from"] == "20 TFLOP/s and the operations of one step"
 
 
+def test_a_private_run_is_not_planned_as_if_it_were_none(tmp_path):
+    private = tree(cohort(), tmp_path, privacy={"epsilon": 1, "delta": 0.01})
+    (tmp_path / "c.yaml").write_text(parse_config(private, "test").dump())
+    assert "only plain steps are planned" in str(CliRunner().invoke(app, ["plan", str(tmp_path / "c.yaml")]).exception)
+
+
 def test_a_probe_runs_in_a_process_of_its_own(tmp_path):
     request = Request(config=parse_config(tree(cohort(), tmp_path, 2), "test"), batch=1, size=(16, 16))
     step = Step.model_validate_json(cli._probe("step", request, 1 << 34))

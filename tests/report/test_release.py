@@ -20,6 +20,7 @@ from meddiff.errors import PrivacyError
 from meddiff.imaging.nifti import write_nifti
 from meddiff.privacy.gate import admit, read_audit
 from meddiff.report.audit_run import audit_run
+from meddiff.report.cards import model_card, written
 
 IDENTITY = (b"PLANTED", b"HOSPITAL", b"PHANTOM^", b"patient_0", b"193", b"19700101")
 
@@ -92,6 +93,22 @@ def test_a_set_that_passed_is_released_with_its_cards(passed):
         text = (passed / "a" / name).read_text()
         for said in ("PASS", "CC-BY-4.0", "not for diagnosis", "no proof of anonymity", card["made_by"]["weights"]):
             assert said in text, (name, said)
+
+
+def test_the_model_card_says_what_was_promised_to_each_patient(passed):
+    record, made_by = read_audit(passed / "audit"), {"weights": "0" * 64}
+    record["model"]["privacy"] = {
+        **{"unit": "patient", "epsilon": 7.98, "delta": 1e-3, "max_grad_norm": 1.0, "noise_multiplicity": 4},
+        **{"images_per_patient": 4, "noise_multiplier": 2.5, "sample_rate": 0.25, "patients": 42, "steps": 300},
+        "accountant": "Opacus 1.6.0, prv",
+    }
+    for audited in (True, False):
+        text = written("model_card", model_card(made_by, record, audited, "CC0-1.0"))
+        assert "Each of 42 training patients" in text
+        assert "epsilon 7.980 at delta 0.001, spent in 300 steps" in text
+    record["model"]["privacy"] = None
+    assert "None: nothing bounds" in written("model_card", model_card(made_by, record, True, "CC0-1.0"))
+    assert "Unknown, as no audit" in written("model_card", model_card(made_by, None, False, "CC0-1.0"))
 
 
 @needs_dciodvfy
