@@ -1,3 +1,4 @@
+import logging
 import sys
 from pathlib import Path
 
@@ -13,3 +14,12 @@ torch.set_num_threads(2)  # for fixtures that are made before the first test
 def two_threads():
     """The same floating-point sums whatever machine the tests run on."""
     torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def own_log():
+    """A command sets up the log of its process, which is the next test's too."""
+    yield
+    logger = logging.getLogger("meddiff")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)

@@ -1,5 +1,4 @@
 import json
-import logging
 import os
 import re
 import subprocess
@@ -26,10 +25,6 @@ def run(capsys, *arguments):
 def private_home(tmp_path, monkeypatch):
     monkeypatch.setenv("MEDDIFF_KEY_FILE", str(tmp_path / "key"))
     monkeypatch.setenv("MEDDIFF_CACHE", str(tmp_path / "cache"))
-    yield
-    logger = logging.getLogger("meddiff")  # a command sets up the log of its process, which is the tests' too
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture

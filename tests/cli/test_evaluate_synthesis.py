@@ -1,6 +1,5 @@
 import csv
 import json
-import logging
 import re
 
 import pytest
@@ -16,14 +15,6 @@ def run(capsys, *arguments):
     with pytest.raises(SystemExit) as e:
         main([str(a) for a in arguments])
     return e.value.code, re.sub(r"\s+", " ", capsys.readouterr().err)
-
-
-@pytest.fixture(autouse=True)
-def own_log():
-    yield
-    logger = logging.getLogger("meddiff")  # a command sets up the log of its process, which is the tests' too
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="module")
