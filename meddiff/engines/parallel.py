@@ -4,7 +4,6 @@ Everything here leaves what is computed as it is, to rounding. What only some ru
 seconds.
 """
 
-import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -46,10 +45,6 @@ def lay_out(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
     model.to(device)
     if train.compile:
-        logging.getLogger(__name__).warning(
-            "train.compile: with torch 2.13 on a CPU the compiled U-Net loses the gradient of its coarse outputs (coarse_out), "
-            "and trains worse. Leave it off, or compare the loss of a short run with one without it."
-        )
         for network in networks:
             network.compile()
 

@@ -166,8 +166,16 @@ def halved(x: Tensor) -> Tensor:
 
 
 def doubled(x: Tensor) -> Tensor:
-    """Linear interpolation to twice the size, (B, C, *spatial * 2)."""
-    return F.interpolate(x, scale_factor=2.0, mode="bilinear" if x.ndim == 4 else "trilinear")
+    """Linear interpolation to twice the size, (B, C, *spatial * 2), as F.interpolate with its corners not aligned.
+
+    Not that function itself: compiled for a CPU by torch 2.13, its gradient is lost; and on small maps it is the slower one.
+    """
+    for axis in range(2, x.ndim):
+        last = x.shape[axis] - 1
+        before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, last)], axis)  # the neighbours of each voxel,
+        after = torch.cat([x.narrow(axis, 1, last), x.narrow(axis, last, 1)], axis)  # its own value past an end
+        x = torch.stack([before.lerp(x, 0.75), after.lerp(x, 0.75)], axis + 1).flatten(axis, axis + 1)
+    return x
 
 
 def wide(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from redrawn import redrawn
 
 from meddiff.diffusion.denoiser import Condition
 from meddiff.errors import NetworkError
-from meddiff.networks.blocks import Attention, Upsample, convolution, depth_to_space, space_to_depth
+from meddiff.networks.blocks import Attention, Upsample, convolution, depth_to_space, doubled, space_to_depth
 from meddiff.networks.unet import UNet
 
 NOISE = torch.tensor([-0.5, 0.7])  # c_noise of a batch of two
@@ -352,3 +352,14 @@ def test_the_smallest_size_named_is_accepted(settings, least):
 def test_inputs_that_the_network_was_not_built_for_are_refused(settings, x, cond, message):
     with pytest.raises(NetworkError, match=message):
         small(**settings)(torch.zeros(x), NOISE, cond)
+
+
+@pytest.mark.parametrize("size", [(4, 6), (1, 3), (3, 4, 5)])
+def test_doubling_is_linear_interpolation_with_its_gradient(size):
+    x = images(2, 3, *size).requires_grad_()
+    mode = "bilinear" if len(size) == 2 else "trilinear"
+    expected = F.interpolate(x, scale_factor=2.0, mode=mode)
+    weights = images(*expected.shape, seed=2)
+    torch.testing.assert_close(doubled(x), expected)
+    given, wanted = (torch.autograd.grad((out * weights).sum(), x)[0] for out in (doubled(x), expected))
+    torch.testing.assert_close(given, wanted)
