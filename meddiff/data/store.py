@@ -210,7 +210,9 @@ def default_cache() -> Path:
 def open_array(path: Path) -> np.ndarray:
     """An array of the cache, memory-mapped, never unpickled; ManifestError where it is missing or damaged."""
     try:
-        return np.load(path, mmap_mode="c", allow_pickle=False)  # the file is never written; torch takes no read-only array
+        return np.load(
+            path, mmap_mode="c", allow_pickle=False
+        )  # the file is never written; torch takes no read-only array
     except Exception as e:  # numpy raises what it likes at a header that is none
         raise ManifestError(
             f"{path}: this file of the cache cannot be read ({' '.join(str(e).split())[:200]}). Remove it; it is made again "
@@ -222,7 +224,7 @@ def read_ahead(array: np.ndarray, part: np.ndarray) -> None:
     """Tell the system which view of an array of the cache is read next, so that it is fetched at once and not page by page."""
     if not isinstance(array.base, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED") or not part.size:  # Windows has none
         return
-    within = array.offset % mmap.ALLOCATIONGRANULARITY  # type: ignore[attr-defined]  # np.memmap's
+    within = array.offset % mmap.ALLOCATIONGRANULARITY
     first = part.ctypes.data - array.ctypes.data + within
     reach = part.itemsize + sum((n - 1) * s for n, s in zip(part.shape[1:], part.strides[1:], strict=True))
     for begins in range(first, first + part.shape[0] * part.strides[0], part.strides[0]):

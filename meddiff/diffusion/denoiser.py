@@ -154,7 +154,7 @@ class Preconditioned(nn.Module):
         # plain numbers: a dozen operations on tensors of one element would cost more than those on the image
         here: Row[float] = PARAMETERIZATIONS[self.parameterization](float(sigma), self.sigma_data, self.timesteps)
         said = self.network(here.c_in * x, x.new_full((), here.c_noise), cond).to(x.dtype)
-        return torch.add(here.c_skip * x, said, alpha=here.c_out)
+        return (here.c_skip * x).add_(said, alpha=here.c_out)
 
     def target(self, x0: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         """What the network should have said for `D(x, sigma) = x0`; the one training target of every row."""
