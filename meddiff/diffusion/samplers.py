@@ -87,10 +87,8 @@ def dpmpp_2m(
             x = d
         else:
             h = log(s / s_next)
-            if d_old is None:
-                x = torch.lerp(d, x, s_next / s)
-            else:
-                x = torch.lerp(d_old, d, 1 + h / (2 * h_old)).lerp_(x, s_next / s)
+            rest = s_next / s  # of x
+            x = torch.lerp(d, x, rest) if d_old is None else torch.lerp(d_old, d, 1 + h / (2 * h_old)).lerp_(x, rest)
             d_old, h_old = d, h
         if on_step:
             on_step(i, x, d)

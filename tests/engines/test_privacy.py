@@ -1,6 +1,9 @@
 """Training with differential privacy."""
 
 import json
+import os
+import signal
+from functools import partial
 from types import SimpleNamespace
 
 import dp_accounting
@@ -9,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from cohort import cohort, tree
 from dp_accounting import pld
+from ignite.engine import Events
+from launched import ended, start
 from opacus import GradSampleModule
 from redrawn import redrawn
 from torch import nn
@@ -220,21 +225,12 @@ def test_epsilon_is_that_of_an_independent_accountant(batch, patients, steps, ep
     assert budget.epsilon == pytest.approx(other.get_epsilon(delta), rel=0.01)
 
 
-class Killed(Exception):
-    pass
-
-
-def killed_after(step):
+def killed_at(step, config, folder):
     def attach(session):
-        def stop(engine):
-            if engine.state.iteration == step:
-                raise Killed
+        kill = partial(os.kill, os.getpid(), signal.SIGKILL)
+        session.engine.add_event_handler(Events.ITERATION_COMPLETED(once=step), kill)
 
-        from ignite.engine import Events
-
-        session.engine.add_event_handler(Events.ITERATION_COMPLETED, stop)
-
-    return attach
+    fit(config, folder, attach=[attach])
 
 
 def last_epsilon(run):
@@ -268,8 +264,8 @@ def test_no_checkpoint_is_chosen_by_the_loss_of_patients(whole):
 
 
 def test_epsilon_after_a_kill_is_that_of_the_run_nobody_disturbed(whole, tmp_path):
-    with pytest.raises(Killed):
-        fit(whole.config(), tmp_path / "run", attach=[killed_after(5)])
+    process = start(killed_at, 5, whole.config(), tmp_path / "run", said=tmp_path / "said")
+    assert ended(process) == -signal.SIGKILL
     torn = Run(tmp_path / "run")
     half = Card.read(torn.card_path).privacy
     assert half.steps == 4
