@@ -119,7 +119,11 @@ def take_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def take_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Put the state of `whole_optimizer` into an optimizer."""
+    """Put the state of `whole_optimizer` into an optimizer, each part in the memory layout of its weight."""
     from torch.distributed.checkpoint.state_dict import set_optimizer_state_dict
 
     set_optimizer_state_dict(model, optimizer, state, options=_whole())
+    for weight, parts in optimizer.state.items():
+        for name, part in parts.items():
+            if part.shape == weight.shape and part.stride() != weight.stride():
+                parts[name] = torch.empty_like(weight).copy_(part)

@@ -68,7 +68,9 @@ def optimizer_for(model: nn.Module, train: TrainConfig) -> torch.optim.AdamW:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas)
+    # one pass over a weight's state in place of a dozen; it needs gradient and state in the weight's memory layout, as autograd
+    # and `take_optimizer` keep them, and Opacus does not
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=train.privacy is None)
 
 
 @dataclass

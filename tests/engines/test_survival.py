@@ -293,3 +293,14 @@ def test_switches_of_memory_change_nothing_but_rounding(cache, tmp_path, whole):
     run = fit(settings(cache, channels_last=True, ema_device="cpu"), tmp_path / "run")
     for name, value in load_file(whole.weights_path).items():
         torch.testing.assert_close(load_file(run.weights_path)[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_goes_on_in_another_memory_layout(cache, tmp_path, whole):
+    def stop(session):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(settings(cache), tmp_path / "run", attach=[at(5, stop)])
+    run = fit(settings(cache, channels_last=True), tmp_path / "run", resume=True)
+    for name, value in load_file(whole.weights_path).items():
+        torch.testing.assert_close(load_file(run.weights_path)[name], value, rtol=1e-3, atol=1e-4)
