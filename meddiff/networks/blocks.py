@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from meddiff.networks.norm import GroupNorm
+
 EPS = 1e-6  # of every GroupNorm, MONAI's
 MAX_PERIOD = 10000  # of the noise embedding, as in Ho et al. 2020
 
@@ -32,10 +34,10 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointing, self.plain = checkpointing, plain
-        self.norm1 = nn.GroupNorm(groups, inputs, eps=EPS)
+        self.norm1 = GroupNorm(groups, inputs, eps=EPS)
         self.conv1 = convolution(spatial_dims, inputs, outputs)
         self.embed_proj = nn.Linear(embedding, outputs if plain else 2 * outputs)
-        self.norm2 = nn.GroupNorm(groups, outputs, eps=EPS)
+        self.norm2 = GroupNorm(groups, outputs, eps=EPS)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = convolution(spatial_dims, outputs, outputs)
         if plain:
@@ -67,7 +69,7 @@ class Attention(nn.Module):
     def __init__(self, channels: int, head_channels: int, groups: int) -> None:
         super().__init__()
         self.head_channels = head_channels
-        self.norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.norm = GroupNorm(groups, channels, eps=EPS)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out_proj = zeroed(nn.Linear(channels, channels))
 
@@ -157,7 +159,7 @@ def zeroed(module: nn.Module) -> nn.Module:
 def head(spatial_dims: int, groups: int, inputs: int, outputs: int) -> nn.Sequential:
     """From features to an output, 0 at the start of training."""
     conv = zeroed(convolution(spatial_dims, inputs, outputs))
-    return nn.Sequential(nn.GroupNorm(groups, inputs, eps=EPS), nn.SiLU(), conv)
+    return nn.Sequential(GroupNorm(groups, inputs, eps=EPS), nn.SiLU(), conv)
 
 
 def halved(x: Tensor) -> Tensor:
