@@ -1,6 +1,9 @@
-"""Peak memory of one 3D training step at 64 x 64 x 64, with and without gradient checkpointing, each in a process of its own.
+"""Peak memory of one training step at 1 x 1 x 64 x 64 x 64 against MONAI's DiffusionModelUNet with the same weights.
 
-python scripts/bench_memory.py [--quick] [--json FILE]
+    python scripts/bench_memory.py [--quick] [--json FILE]
+
+Each contender has a process of its own. Memory is what the process took at most beyond what it held after its imports: weights,
+gradients, the optimiser's state, activations. Smaller is better.
 """
 
 import argparse
@@ -8,43 +11,74 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
+
+CONTENDERS = {
+    "monai_fp32": {},
+    "monai_bf16": {"bf16": True},
+    "meddiff_fp32": {},
+    "meddiff_bf16": {"bf16": True},
+    "meddiff_bf16_checkpointing": {"bf16": True, "checkpointing": True},
+}
+CHANNELS, HEAD = (32, 64, 128), 32
 
 
-def step(checkpointing: bool, size: int) -> float:
-    """Peak resident memory of this process in GiB after one step."""
+def resident_mib() -> float:
+    """What this process holds now."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def step(name: str, size: int) -> float:
+    """MiB that one training step took at most, in this process."""
     import torch
+    from monai.networks.nets import DiffusionModelUNet
 
-    from meddiff.diffusion.denoiser import Preconditioned
-    from meddiff.diffusion.losses import denoising_loss
+    from meddiff.networks.monai_weights import from_monai_weights
     from meddiff.networks.unet import UNet
 
-    net = UNet(
-        spatial_dims=3, in_channels=1, out_channels=1, channels=(32, 64, 128), blocks=2, checkpointing=checkpointing
-    )
-    model = Preconditioned(net)
-    optimizer = torch.optim.AdamW(model.parameters())
-    x0 = torch.randn(1, 1, size, size, size)
-    denoising_loss(model, x0, torch.randn_like(x0), torch.ones(1)).mean().backward()
+    torch.manual_seed(0)
+    settings = CONTENDERS[name]
+    before = resident_mib()
+    attention = (False, False, True)
+    net: torch.nn.Module = DiffusionModelUNet(
+        spatial_dims=3, in_channels=1, out_channels=1, channels=CHANNELS, attention_levels=attention, num_res_blocks=2,
+        num_head_channels=HEAD, norm_num_groups=32,
+    )  # fmt: skip
+    if name.startswith("meddiff"):
+        ours = UNet(
+            spatial_dims=3, in_channels=1, out_channels=1, channels=CHANNELS, attention=attention, head_channels=HEAD,
+            norm_groups=32, middle_attention=True, plain=True, checkpointing=settings.get("checkpointing", False),
+        )  # fmt: skip
+        net = from_monai_weights(ours, net.state_dict()).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    net.train()
+    optimizer = torch.optim.AdamW(net.parameters(), fused=name.startswith("meddiff"))
+    x = torch.randn(1, 1, size, size, size)
+    with torch.autocast("cpu", torch.bfloat16, enabled=settings.get("bf16", False)):
+        out = net(x, torch.tensor([500.0]))
+    (out.float() - x).square().mean().backward()
     optimizer.step()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="32 x 32 x 32")
     parser.add_argument("--json", help="write the figures here")
-    parser.add_argument("--step", choices=("plain", "checkpointing"), help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = 32 if options.quick else 64
     if options.step:
-        print(step(options.step == "checkpointing", size))
+        print(step(options.step, size))
         return
-    result = {}
-    for kind in ("plain", "checkpointing"):
-        command = [sys.executable, __file__, "--step", kind, *(["--quick"] if options.quick else [])]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        result[f"{kind}_gib"] = round(float(done.stdout.split()[-1]), 2)
-        print(f"{kind:14} {result[f'{kind}_gib']:6.2f} GiB")
+    result: dict[str, float] = {}
+    for name in CONTENDERS:
+        command = [sys.executable, __file__, "--step", name, *(["--quick"] if options.quick else [])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        mib = float(done.stdout.split()[-1])
+        result[f"{name}_mib"] = round(mib)
+        result[f"{name}_vs_monai_fp32"] = round(mib / result["monai_fp32_mib"], 2)
+        print(f"{name:28} {mib:8.0f} MiB {result[f'{name}_vs_monai_fp32']:6.2f}", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(result, file, indent=2)

@@ -129,8 +129,8 @@ def bench(name: str, case: Case, rounds: int) -> dict[str, float]:
         "meddiff_bf16": inference(ours, x, t, True),
     }
     truth = work["monai_fp32"]()
-    answers = ("meddiff_fp32", "meddiff_bf16", "monai_bf16")
-    errors = {k: float((work[k]().float() - truth).norm() / truth.norm()) for k in answers}
+    answers = {"fp32": "meddiff_fp32", "bf16": "meddiff_bf16", "monai_bf16": "monai_bf16"}
+    errors = {k: float((work[who]().float() - truth).norm() / truth.norm()) for k, who in answers.items()}
     result = {f"{name}_inference_{k}_ms": v for k, v in medians(work, rounds).items()}
     steps = {
         "monai_fp32": training(monai, x, t, False),
