@@ -10,7 +10,15 @@ from meddiff.errors import ConfigError
 from meddiff.privacy.audit.changes import BLUR, Placement, blurred, changes, combined, placed_at, reduced
 from meddiff.privacy.audit.detector import contrast, train_detector
 from meddiff.privacy.audit.membership import NOISES, SIGMAS, attack_scores, attacks, by_patient
-from meddiff.privacy.audit.scores import NEXT, Detector, Threshold, correlation_distance, nearness
+from meddiff.privacy.audit.scores import (
+    NEXT,
+    TURNED,
+    Detector,
+    Threshold,
+    correlation_distance,
+    nearness,
+    turned_distance,
+)
 from meddiff.privacy.audit.statistics import Rate, attack, excess_p, permutation_p
 from meddiff.privacy.audit.verdict import judge
 
@@ -117,8 +125,21 @@ def test_correlation_sees_through_shifts_and_mirrors(size):
 def test_turned_correlation_finds_a_rotation_that_the_plain_one_takes_for_another_head():
     x = images(4, 32, 32)
     turned = placed_at(x, placement(4, 2, rotation_deg=torch.full((4, 1), 10.0)))
-    plain, searched = (correlation_distance(x, turned=t)(turned).diagonal() for t in (False, True))
+    plain, searched = (
+        measure(turned).diagonal() for measure in (correlation_distance(x), turned_distance(x, torch.arange(4)))
+    )
     assert (searched < 0.7 * plain).all()
+
+
+def test_with_many_images_of_a_patient_rotations_are_tried_on_the_nearest_of_them():
+    x = images(12, 32, 32)
+    patients = torch.arange(12) // 6  # two of six images each
+    turned = placed_at(x, placement(12, 2, rotation_deg=torch.full((12, 1), 5.0)))
+    everything, few = (turned_distance(x, owner)(turned) for owner in (torch.arange(12), patients))
+    plain = correlation_distance(x)(turned)
+    torch.testing.assert_close(few.diagonal(), everything.diagonal())
+    assert ((few == plain) | torch.isclose(few, everything, rtol=1e-3)).all()
+    assert (few < plain).sum() <= 12 * 2 * TURNED
 
 
 def test_threshold_flags_no_more_independent_patients_than_it_promises():

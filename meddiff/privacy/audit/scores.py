@@ -1,6 +1,6 @@
 """How suspicious an image is: its nearest training patient against the next ones, in an embedding and in plain voxels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
@@ -16,6 +16,8 @@ NEXT = 20  # patients after the nearest one, that set the scale
 COARSE = {2: 32, 3: 16}  # voxels an axis of the correlation, by dimensions
 LOW_PASS = 1 / 32  # of the axis: blur before images are correlated
 REACH = 1 / 16  # of the axis: shifts that the correlation tries, each way
+TURNED = 3  # images of each patient that rotations and zooms are tried on
+AT_ONCE = 256  # images compared at a time
 TURNS_DEG, ZOOMS = (-10.0, -5.0, 0.0, 5.0, 10.0), (0.93, 1.0, 1.07)
 
 
@@ -38,11 +40,9 @@ class Detector:
     def over(cls, training: Tensor, patients: Sequence[str], embed: Embed) -> "Detector":
         """The embedding, and the correlation over shifts, mirror images, rotations and zooms."""
         known = embed(training)
-        correlate = correlation_distance(training, turned=True)
-        return cls(
-            {"embedding": lambda x: torch.cdist(embed(x), known), "correlation": correlate},
-            owners(patients),
-        )
+        owner = owners(patients)
+        correlate = turned_distance(training, owner)
+        return cls({"embedding": lambda x: torch.cdist(embed(x), known), "correlation": correlate}, owner)
 
     def __call__(self, images: Tensor) -> dict[str, Nearness]:
         """The nearness of images (n, 1, *size) by each measure."""
@@ -63,29 +63,75 @@ def nearness(distances: Tensor, owner: Tensor) -> Nearness:
     return Nearness(first[:, 0] / scale, distances.argmin(1))
 
 
-def correlation_distance(training: Tensor, *, turned: bool = False) -> Callable[[Tensor], Tensor]:
+def correlation_distance(training: Tensor) -> Callable[[Tensor], Tensor]:
     """sqrt(2 - 2 c), c the largest correlation over small shifts (edges wrap) and the mirror image; images (n, 1, *size).
 
-    With `turned`, in 2D, also over small rotations and zooms. Everything is compared a little blurred: what an interpolation
-    takes away must not look like a difference.
+    Everything is compared a little blurred: what an interpolation takes away must not look like a difference.
     """
-    dims = training.ndim - 2
     known = _standardised(_coarse(training)).flatten(1)
-    poses = list(product(TURNS_DEG, ZOOMS)) if turned and dims == 2 else [(0.0, 1.0)]
 
     def distances(images: Tensor) -> Tensor:
-        coarse = _coarse(images)
-        reach = [ceil(n * REACH) for n in coarse.shape[2:]]
-        best = torch.full((len(images), len(training)), -1.0)
-        for turn, zoom in poses:
-            posed = _standardised(coarse if (turn, zoom) == (0.0, 1.0) else _posed(coarse, turn, zoom))
-            for shift in product(*(range(-r, r + 1) for r in reach)):
-                rolled = posed.roll(shift, tuple(range(2, 2 + dims)))
-                for one in (rolled, rolled.flip(2)):
-                    torch.maximum(best, one.flatten(1) @ known.T, out=best)
-        return (2 - 2 * best.clamp(max=1)).sqrt()
+        parts = _standardised(_coarse(images)).split(AT_ONCE)
+        return torch.cat([_distance(_best(_shifted(part), known)) for part in parts])
 
     return distances
+
+
+def turned_distance(training: Tensor, owner: Tensor) -> Callable[[Tensor], Tensor]:
+    """As `correlation_distance`, in 2D also over small rotations and zooms; owner (training images,).
+
+    Those are tried on the `TURNED` images of each patient that correlate most without them: with many slices a patient most
+    could not be what an image was copied from.
+    """
+    plain = correlation_distance(training)
+    if training.ndim == 5:
+        return plain
+    known = _standardised(_coarse(training)).flatten(1)
+    columns = [torch.nonzero(owner == patient)[:, 0] for patient in range(int(owner.max()) + 1)]
+
+    def distances(images: Tensor) -> Tensor:
+        return torch.cat([turned(part) for part in images.split(AT_ONCE)])
+
+    def turned(images: Tensor) -> Tensor:
+        result = plain(images)
+        nearest = [own[result[:, own].topk(min(TURNED, len(own)), largest=False).indices] for own in columns]
+        chosen = torch.cat(nearest, dim=1)  # (n, at most TURNED for each patient)
+        coarse = _coarse(images)
+        poses = [(turn, zoom) for turn, zoom in product(TURNS_DEG, ZOOMS) if (turn, zoom) != (0.0, 1.0)]
+        for turn, zoom in poses:
+            views = _shifted(_standardised(_posed(coarse, turn, zoom)))
+            if chosen.shape[1] == len(training):
+                torch.minimum(result, _distance(_best(views, known)), out=result)
+                continue
+            all_views = torch.stack(list(views), dim=1)  # (n, shifts and mirror images, voxels)
+            found = [(v @ known[c].T).amax(0) for v, c in zip(all_views, chosen, strict=True)]
+            result.scatter_reduce_(1, chosen, _distance(torch.stack(found)), "amin")
+        return result
+
+    return distances
+
+
+def _shifted(images: Tensor) -> Iterator[Tensor]:
+    """The images (n, 1, *size) at all small shifts, as they are and mirrored, each (n, voxels)."""
+    axes = tuple(range(2, images.ndim))
+    for shift in product(*(range(-r, r + 1) for r in (ceil(n * REACH) for n in images.shape[2:]))):
+        rolled = images.roll(shift, axes)
+        yield rolled.flatten(1)
+        yield rolled.flip(2).flatten(1)
+
+
+def _best(views: Iterable[Tensor], known: Tensor) -> Tensor:
+    """The largest correlation of any view (n, voxels) with each of `known` (m, voxels), (n, m)."""
+    best: Tensor | None = None
+    for view in views:
+        here = view @ known.T
+        best = here if best is None else torch.maximum(best, here, out=best)
+    assert best is not None  # no shift at all is one of them
+    return best
+
+
+def _distance(correlation: Tensor) -> Tensor:
+    return (2 - 2 * correlation.clamp(max=1)).sqrt()
 
 
 def _coarse(images: Tensor) -> Tensor:
