@@ -83,30 +83,26 @@ def turned_distance(training: Tensor, owner: Tensor) -> Callable[[Tensor], Tenso
     Those are tried on the `TURNED` images of each patient that correlate most without them: with many slices a patient most
     could not be what an image was copied from.
     """
-    plain = correlation_distance(training)
-    if training.ndim == 5:
-        return plain
     known = _standardised(_coarse(training)).flatten(1)
     columns = [torch.nonzero(owner == patient)[:, 0] for patient in range(int(owner.max()) + 1)]
+    poses = [pose for pose in product(TURNS_DEG, ZOOMS) if pose != (0.0, 1.0)] if training.ndim == 4 else []
 
     def distances(images: Tensor) -> Tensor:
-        return torch.cat([turned(part) for part in images.split(AT_ONCE)])
+        return torch.cat([_distance(correlations(_coarse(part))) for part in images.split(AT_ONCE)])
 
-    def turned(images: Tensor) -> Tensor:
-        result = plain(images)
-        nearest = [own[result[:, own].topk(min(TURNED, len(own)), largest=False).indices] for own in columns]
+    def correlations(coarse: Tensor) -> Tensor:
+        best = _best(_shifted(_standardised(coarse)), known)
+        nearest = [own[best[:, own].topk(min(TURNED, len(own))).indices] for own in columns]
         chosen = torch.cat(nearest, dim=1)  # (n, at most TURNED for each patient)
-        coarse = _coarse(images)
-        poses = [(turn, zoom) for turn, zoom in product(TURNS_DEG, ZOOMS) if (turn, zoom) != (0.0, 1.0)]
         for turn, zoom in poses:
             views = _shifted(_standardised(_posed(coarse, turn, zoom)))
             if chosen.shape[1] == len(training):
-                torch.minimum(result, _distance(_best(views, known)), out=result)
+                torch.maximum(best, _best(views, known), out=best)
                 continue
-            all_views = torch.stack(list(views), dim=1)  # (n, shifts and mirror images, voxels)
-            found = [(v @ known[c].T).amax(0) for v, c in zip(all_views, chosen, strict=True)]
-            result.scatter_reduce_(1, chosen, _distance(torch.stack(found)), "amin")
-        return result
+            of_each = torch.stack(list(views), dim=1)  # (n, shifts and mirror images, voxels)
+            found = [(v @ known[c].T).amax(0) for v, c in zip(of_each, chosen, strict=True)]
+            best.scatter_reduce_(1, chosen, torch.stack(found), "amax")
+        return best
 
     return distances
 
