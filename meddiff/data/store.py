@@ -210,9 +210,8 @@ def default_cache() -> Path:
 def open_array(path: Path) -> np.ndarray:
     """An array of the cache, memory-mapped, never unpickled; ManifestError where it is missing or damaged."""
     try:
-        return np.load(
-            path, mmap_mode="c", allow_pickle=False
-        )  # the file is never written; torch takes no read-only array
+        # "c": changes never reach the file; torch takes no read-only array
+        return np.load(path, mmap_mode="c", allow_pickle=False)
     except Exception as e:  # numpy raises what it likes at a header that is none
         raise ManifestError(
             f"{path}: this file of the cache cannot be read ({' '.join(str(e).split())[:200]}). Remove it; it is made again "
