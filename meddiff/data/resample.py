@@ -83,9 +83,8 @@ def interpolated(values: Tensor, axis: int, size: int, step: float, *, nearest: 
     below = at.floor().long().clamp(max=max(last - 1, 0))
     above = (below + 1).clamp(max=last)
     weight = (at - below).to(values.dtype)
-    if (
-        axis == values.ndim - 1
-    ):  # no rows to move as a whole here; taking voxel by voxel is 9 times slower than a product
+    if axis == values.ndim - 1:
+        # no rows to move as a whole here; taking voxel by voxel is 9 times slower than a product
         rows = torch.arange(size)
         matrix = values.new_zeros(size, last + 1).index_put((rows, below), 1 - weight)
         return values @ matrix.index_put((rows, above), weight, accumulate=True).T
