@@ -144,7 +144,7 @@ class TrainConfig(Settings):
     batch: int = Field(16, ge=1)  # images per optimiser step, over all accumulation
     accumulate: int = Field(1, ge=1)  # forward and backward passes per optimiser step; divides batch
     sampling_share: float = Field(1.0, gt=0, le=1)  # restoration: of each batch, what the second network learns from
-    sampling_steps: float = Field(1.0, gt=0, le=1)  # restoration: of all steps, those in which it learns
+    sampling_steps: float = Field(1.0, gt=0, le=1)  # restoration, segmentation: of all steps, those in which it learns
     lr: float = Field(3e-4, gt=0)
     distil: DistilConfig | None = None  # synthesis: learn from a trained run to sample in a few evaluations
     reference: int = Field(0, ge=0)  # images, evenly spread, that share the target at high noise (Xu et al. 2023)
@@ -249,8 +249,10 @@ class Config(Settings):
                 "restoration needs data.degradation, and no other task has one; "
                 f"task is {self.task}, data.degradation is {'missing' if data.degradation is None else 'given'}"
             )
-        if min(self.train.sampling_share, self.train.sampling_steps) < 1 and self.task != "restoration":
-            raise ValueError("train.sampling_share and train.sampling_steps are for restoration; leave them at 1")
+        if self.train.sampling_share < 1 and self.task != "restoration":
+            raise ValueError("train.sampling_share is for restoration; leave it at 1")
+        if self.train.sampling_steps < 1 and self.task not in ("restoration", "segmentation"):
+            raise ValueError("train.sampling_steps is for restoration and segmentation; leave it at 1")
         self._check_baseline()
         self._check_condition()
         self._check_latent()

@@ -124,7 +124,7 @@ def build_task(config: Config, known: Known | None = None, reference: Mapping[st
     if config.task == "synthesis":
         return Synthesis(config, known, reference)
     if config.task == "segmentation":
-        return Segmentation(config.diffusion)
+        return Segmentation(config.diffusion, config.train.sampling_steps)
     if config.task == "autoencoder":
         return Autoencoding(config.autoencoder)
     return Restoration(config.data, config.train.sampling_share, config.train.sampling_steps)

@@ -20,6 +20,7 @@ from meddiff.intensity_config import Window
 from meddiff.seeds import generator
 from meddiff.tasks import degradations
 from meddiff.tasks.degradations import Measured, Parameters, Units
+from meddiff.tasks.task import left_out
 
 LEVEL = 0.1  # model units; how far a degraded image is taken to be from the clean one where no noise level says it
 
@@ -77,16 +78,12 @@ class Restoration:
         m, s, given = answer(model, cond)
         z = (x0 - m.float()) / s
         first = z.square().flatten(1).mean(1)
-        if model.second is None or (model.training and self._skipped(generators)):
+        if model.second is None or (model.training and left_out(self.steps, generators)):
             return first
         some = max(1, round(self.share * len(x0))) if model.training else len(x0)
         eps = draw("gaussian", x0.shape[1:], generators[:some]).to(x0)
         left = denoising_loss(model.second, z[:some].detach(), eps, sigma[:some], given.map(itemgetter(slice(some))))
         return first + pad(left * len(x0) / some, (0, len(x0) - some))
-
-    def _skipped(self, generators: Sequence[Generator]) -> bool:
-        """Whether the second network is left out of this step; without a draw where it never is."""
-        return self.steps < 1 and torch.rand((), generator=generators[0]).item() >= self.steps
 
 
 def answer(model: Restored, cond: Condition | None) -> tuple[Tensor, Tensor, Condition]:

@@ -13,13 +13,14 @@ from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.losses import label_loss, posterior_loss
 from meddiff.diffusion.noise import draw
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
+from meddiff.tasks.task import left_out
 
 
 class Segmentation:
     """Label maps 0..K-1 of images, by the Gaussian process on one-hot maps, the categorical one, or directly."""
 
-    def __init__(self, diffusion: DiffusionConfig) -> None:
-        self.diffusion = diffusion
+    def __init__(self, diffusion: DiffusionConfig, steps: float = 1.0) -> None:
+        self.diffusion, self.steps = diffusion, steps  # steps: the share of them in which the second network learns
 
     def example(self, batch: Mapping[str, Any]) -> tuple[Tensor, Condition | None]:
         """The label map (B, *size) int64, and the image (B, 1, *size) as the condition."""
@@ -38,7 +39,7 @@ class Segmentation:
         given = network.answered(cond)
         assert given.image is not None
         first = label_loss(given.image[:, network.channels :].float(), x0)
-        if network.second is None:
+        if network.second is None or (model.training and left_out(self.steps, generators)):
             return first
         given = given.map_image(Tensor.detach)
         if isinstance(model, LabelPosterior):

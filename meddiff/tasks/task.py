@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Generator, Tensor, nn
 
 from meddiff.diffusion.denoiser import Condition
@@ -38,3 +39,8 @@ class Task(Protocol):
     ) -> Tensor:
         """What training makes smaller, per case; shape (B,)."""
         ...
+
+
+def left_out(share: float, generators: Sequence[Generator]) -> bool:
+    """Whether a second network, which learns in a `share` of the steps, is left out of this one; no draw where it never is."""
+    return share < 1 and torch.rand((), generator=generators[0]).item() >= share

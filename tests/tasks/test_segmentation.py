@@ -6,6 +6,7 @@ import torch
 from meddiff.config import DiffusionConfig
 from meddiff.diffusion.answered import AnsweredLabels
 from meddiff.diffusion.denoiser import Condition
+from meddiff.diffusion.losses import label_loss
 from meddiff.diffusion.posterior import LabelPosterior, Posterior
 from meddiff.networks.unet import UNet
 from meddiff.seeds import generator
@@ -35,3 +36,20 @@ def test_the_first_network_gets_the_gradient_of_a_direct_segmentation_and_the_se
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in second.parameters())
+
+
+def test_in_steps_without_it_the_second_network_learns_nothing_and_they_are_as_many_as_asked_for():
+    image, label = torch.ones(1, 1, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64)
+    model = Posterior(AnsweredLabels(network(1), network(3, 4), 1), 3)
+
+    def losses(steps, seed):
+        task = Segmentation(DiffusionConfig(), steps)
+        return task.losses(model, label, Condition(image), torch.ones(1), [generator(seed, "noise")]).item()
+
+    with torch.no_grad():
+        first = label_loss(model.network.answered(Condition(image)).image[:, 1:], label).item()
+        found = [losses(0.25, seed) for seed in range(200)]
+        assert abs(found.count(first) - 150) < 25  # four standard deviations
+        assert losses(1.0, 0) > first
+        model.eval()
+        assert losses(0.25, 0) == losses(1.0, 0)
