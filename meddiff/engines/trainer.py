@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from math import cos, isfinite, pi
 from operator import itemgetter, methodcaller
 from typing import Any
@@ -42,12 +42,24 @@ def choose_device(name: str) -> torch.device:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Mixed precision of a name for a device."""
-    if precision == "fp32":
+    """Mixed precision of a name for a device; fp32, with a warning, in place of bf16 on a CPU that only emulates it."""
+    if precision == "fp32" or (precision == "bf16" and device.type == "cpu" and not computes_bf16()):
         return nullcontext()
     if precision == "fp16" and device.type != "cuda":
         raise ConfigError(f"train.precision: fp16 needs a CUDA device, found {device.type}. Use bf16 or fp32.")
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[precision])
+
+
+@cache
+def computes_bf16() -> bool:
+    """Whether oneDNN convolves in bf16 on this CPU (on x86 from AVX-512 on). Elsewhere torch does, a hundred times slower than in
+    fp32; says so when first asked."""
+    able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    if not able:
+        log.warning(
+            "This CPU has no fast bf16: what asks for it is computed in fp32, which is more exact and takes more memory."
+        )
+    return able
 
 
 def training_sigmas(diffusion: DiffusionConfig) -> Callable[[Tensor], Tensor]:

@@ -11,7 +11,7 @@ from meddiff.data.manifest import Manifest
 from meddiff.engines.checkpoint import load_checkpoint
 from meddiff.engines.fit import fit
 from meddiff.engines.run import Run
-from meddiff.engines.trainer import autocast, choose_device, learning_rate
+from meddiff.engines.trainer import autocast, choose_device, computes_bf16, learning_rate
 from meddiff.errors import ConfigError, ManifestError, RunError
 
 
@@ -179,6 +179,17 @@ def test_devices_and_precisions_that_are_not_there_are_refused():
         choose_device("warp")
     with pytest.raises(ConfigError, match="fp16 needs a CUDA device, found cpu"):
         autocast(torch.device("cpu"), "fp16")
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_bf16_is_computed_in_fp32_where_the_cpu_only_emulates_it(monkeypatch, caplog, able):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: able)
+    computes_bf16.cache_clear()
+    x = torch.ones(2, 2)
+    with autocast(torch.device("cpu"), "bf16"), autocast(torch.device("cpu"), "bf16"):
+        assert (x @ x).dtype == (torch.bfloat16 if able else torch.float32)
+    assert caplog.text.count("This CPU has no fast bf16") == (not able)
+    computes_bf16.cache_clear()
 
 
 def test_weights_that_are_not_the_cards_are_refused(run, tmp_path):
