@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
         "batch": 16,
         "lr": 1e-3,
         "precision": "bf16",
+        "channels_last": True,
         "reference": 512,
         "preview_every": 500,
         "validate_every": 500,

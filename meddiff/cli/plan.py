@@ -48,7 +48,7 @@ def command(
     begin(quiet)
     from meddiff.config_file import load_config
     from meddiff.engines.plan import plan
-    from meddiff.engines.trainer import choose_device
+    from meddiff.engines.trainer import choose_device, computes_bf16
     from meddiff.errors import ConfigError
 
     settings = load_config(config, set_ or ())
@@ -58,6 +58,8 @@ def command(
             "for each of train.batch patients; scripts/bench_privacy.py times it."
         )
     device = choose_device(settings.train.device)
+    if device.type == "cpu" and settings.train.precision == "bf16":
+        computes_bf16()  # its warning would be lost in the probes
     here = _memory(device.type)
     gpu_absent = device_memory is not None and device.type != "cuda"
     if device_tflops is not None and not gpu_absent:
