@@ -56,7 +56,7 @@ class NetworkConfig(Settings):
     channels: tuple[Annotated[int, Field(ge=1, le=1 << 14)], ...] = Field(
         min_length=1, max_length=12
     )  # per level, finest first
-    blocks: int = Field(2, ge=1, le=64)  # residual blocks per level
+    blocks: int = Field(2, ge=1, le=16)  # residual blocks per level
     attention: tuple[bool, ...] | None = None  # per level; none unless given
     head_channels: int = Field(32, ge=1)  # channels of one attention head
     norm_groups: int = Field(8, ge=1)
