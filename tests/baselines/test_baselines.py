@@ -124,7 +124,7 @@ def trained(model, images, steps):
 
 def test_a_vae_draws_both_of_two_grey_levels():
     levels = torch.tensor([-0.6, 0.6])[torch.arange(16) % 2]
-    samples = trained(built("vae"), levels.view(-1, 1, 1, 1).expand(-1, 1, *SIZE[2]), 300)
+    samples = trained(built("vae"), levels.view(-1, 1, 1, 1).expand(-1, 1, *SIZE[2]), 600)
     means = samples.flatten(1).mean(1)
     assert (means > 0.3).double().mean() > 0.2
     assert (means < -0.3).double().mean() > 0.2
