@@ -131,7 +131,7 @@ def trainer(
     if train.sampling_steps < 1 and world() > 1:
         raise ConfigError(
             f"train.sampling_steps = {train.sampling_steps:g} leaves a network out of some steps, which {world()} processes "
-            "cannot agree on. Use train.sampling_share."
+            "cannot agree on. Set it to 1; restoration has train.sampling_share instead."
         )
     part_of_all, skipped = own_part(train), skips or Skips()
     losses_of = objective(model, task, train, device)
