@@ -339,6 +339,7 @@ def test_weights_of_another_hash_are_refused(attack, trained, tmp_path):
     ("changes", "said"),
     [
         ({"network": {"channels": [16384] * 12, "blocks": 16, "spatial_dims": 2}}, "needs"),
+        ({"network": {"channels": [16384] * 12, "blocks": 64, "spatial_dims": 2}}, "less than or equal"),
         ({"network": {"channels": [1 << 40], "spatial_dims": 2}}, "less than or equal"),
         ({"network": {"channels": [8, 16], "blocks": 10**9, "spatial_dims": 2}}, "less than or equal"),
     ],
