@@ -36,8 +36,9 @@ class Payload:
 
 
 @pytest.fixture(scope="module")
-def victim():
+def victim(trained):
     with Victim() as process:
+        process("run", trained)  # what is imported on first use counts for no attack
         yield process
 
 
