@@ -13,6 +13,7 @@ from meddiff.config_file import parse_config
 from meddiff.data.conditions import Known
 from meddiff.engines.measure import Drawn, Request, Step, measure_sample, measure_step
 from meddiff.engines.plan import CONTEXT, Line, TooLargeError, plan
+from meddiff.engines.trainer import computes_bf16
 from meddiff.errors import ConfigError
 
 MIB = 1 << 20
@@ -162,6 +163,16 @@ def test_the_command_writes_its_figures(in_process, tmp_path):
     assert "an assumption" in absent["memory_from"]
     assert absent["step_s"] == pytest.approx(absent["flops_per_step"] / 20e12)
     assert absent["time_from"] == "20 TFLOP/s and the operations of one step"
+
+
+def test_a_cpu_that_only_emulates_bf16_is_named(in_process, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
+    computes_bf16.cache_clear()
+    (tmp_path / "c.yaml").write_text(parse_config(tree(cohort(), tmp_path, precision="bf16"), "test").dump())
+    done = CliRunner().invoke(app, ["plan", str(tmp_path / "c.yaml")])
+    computes_bf16.cache_clear()
+    assert done.exit_code == 0, done.output
+    assert caplog.text.count("This CPU has no fast bf16") == 1
 
 
 def test_a_private_run_is_not_planned_as_if_it_were_none(tmp_path):
