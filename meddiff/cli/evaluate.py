@@ -12,6 +12,7 @@ from meddiff.cli.diagnosis import diagnose_run
 from meddiff.cli.over import writable
 
 if TYPE_CHECKING:
+    from meddiff.data.manifest import Manifest
     from meddiff.engines.run import Run
 
 
@@ -19,6 +20,12 @@ def command(
     run: Annotated[Path, typer.Argument(help="A run folder of `meddiff train`.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for metrics.json and pictures.")],
     split: Annotated[str, typer.Option(help="The split to compare with: val or test.")] = "test",
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="Cases from elsewhere in place of the run's own, for instance another hospital's; none may have been trained on."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     device: Annotated[str, typer.Option(help="cuda, mps, cpu; auto takes the first there is.")] = "auto",
     baseline: Annotated[
@@ -55,14 +62,23 @@ def command(
     probabilities.csv.
 
     Example: `meddiff evaluate runs/seg --baseline runs/direct --split test -o runs/seg/evaluation`
+
+    On scans from elsewhere: `meddiff scan /data/other -o data_manifests/other.jsonl --split 0,0,1`, then the same with
+    `--manifest data_manifests/other.jsonl`
     """
     begin(quiet)
     from meddiff.cli.evaluate_synthesis import synthesis
+    from meddiff.engines.evaluate_cases import cases_from
     from meddiff.engines.run import Run
     from meddiff.errors import ConfigError
 
     opened = Run.open(run)
     writable(output)
+    if manifest and (diagnosis or opened.config().task == "synthesis"):
+        raise ConfigError(
+            "--manifest is for segmentation, restoration and autoencoders: samples are compared with held-out images of what "
+            "they learned from. Leave it out."
+        )
     if diagnosis:
         diagnose_run(opened, output, split, seed, device, limit, quiet)
         return
@@ -76,15 +92,25 @@ def command(
         if limit:
             raise ConfigError("--limit is for segmentation and restoration; of synthesis, evaluate.n says how many.")
         synthesis(opened, others, output, split, seed, device, synthetic)
-    elif task == "restoration":
-        _restoration(opened, others, output, split, seed, device, limit, images, quiet)
+        return
+    judged = cases_from(manifest, [opened, *others]) if manifest else opened.manifest()
+    if task == "restoration":
+        _restoration(opened, others, judged, output, split, seed, device, limit, images, quiet)
     else:
         work = {"segmentation": _segmentation, "autoencoder": _autoencoder}
-        work[task](opened, others, output, split, seed, device, limit, quiet)
+        work[task](opened, others, judged, output, split, seed, device, limit, quiet)
 
 
 def _segmentation(
-    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+    opened: "Run",
+    others: list["Run"],
+    manifest: "Manifest",
+    output: Path,
+    split: str,
+    seed: int,
+    device: str,
+    limit: int | None,
+    quiet: bool,
 ) -> None:
     from meddiff.engines.evaluate_cases import held_out, method, segmented
     from meddiff.engines.trainer import choose_device
@@ -97,7 +123,6 @@ def _segmentation(
     if own.config.diffusion.process != "direct" and own.config.sample.steps > 1:
         methods.append(own.with_sample("one evaluation", steps=1))
     methods += [method(f"baseline {other.folder.name}", other, where) for other in others]
-    manifest = opened.manifest()
     cases = held_out(manifest, split)[:limit]
     shown: dict[str, list[Any]] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -116,7 +141,13 @@ def _segmentation(
             rows.setdefault(name, []).append(row)
             bar.update(task, advance=1, note=f"{row['case']}: {name} {row['dice']:.3f}")
     labels = {name: k for k, name in enumerate(own.card.labels, 1)}
-    facts = {"split": split, "seed": seed, "weights": own.card.weights, "step": own.card.step}
+    facts = {
+        "split": split,
+        "manifest": manifest.digest,
+        "seed": seed,
+        "weights": own.card.weights,
+        "step": own.card.step,
+    }
     write_methods(output, rows, "dice", True, shown.__getitem__, labels, facts)
     _tell(
         rows,
@@ -128,6 +159,7 @@ def _segmentation(
 def _restoration(
     opened: "Run",
     others: list["Run"],
+    manifest: "Manifest",
     output: Path,
     split: str,
     seed: int,
@@ -151,7 +183,6 @@ def _restoration(
             "Without scikit-image there are no non-local means and wavelets to compare with: pip install 'meddiff[compare]'",
             highlight=False,
         )
-    manifest = opened.manifest()
     shown: dict[str, dict[str, list[Any]]] = {}
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     undone: dict[str, list[str]] = {}
@@ -170,6 +201,7 @@ def _restoration(
             bar.update(task, advance=1, note=f"{one.level}, {one.case.case}: {best[0]} {best[1]['psnr']:.2f} dB")
     facts = {
         "split": split,
+        "manifest": manifest.digest,
         "seed": seed,
         "weights": methods[0].card.weights,
         "step": methods[0].card.step,
@@ -189,7 +221,15 @@ def _restoration(
 
 
 def _autoencoder(
-    opened: "Run", others: list["Run"], output: Path, split: str, seed: int, device: str, limit: int | None, quiet: bool
+    opened: "Run",
+    others: list["Run"],
+    manifest: "Manifest",
+    output: Path,
+    split: str,
+    seed: int,
+    device: str,
+    limit: int | None,
+    quiet: bool,
 ) -> None:
     from meddiff.engines.fit import prepare
     from meddiff.engines.reconstruct import reconstructed
@@ -203,7 +243,7 @@ def _autoencoder(
         raise ConfigError("--baseline is for segmentation and restoration; this run is an autoencoder.")
     model, card = opened.load_model(choose_device(device))
     assert isinstance(model, Autoencoder)
-    images = prepare(opened.config(), opened.manifest(), split)
+    images = prepare(opened.config(), manifest, split)
     shown: dict[str, list[Any]] = {}
     rows = []
     with progress(quiet) as bar:
@@ -217,7 +257,7 @@ def _autoencoder(
         ):
             rows.append(row)
             bar.update(task, advance=1, note=f"{row['case']}: {row['psnr']:.2f} dB")
-    facts = {"split": split, "weights": card.weights, "step": card.step}
+    facts = {"split": split, "manifest": manifest.digest, "weights": card.weights, "step": card.step}
     write_methods(output, {"autoencoder": rows}, "psnr", True, shown.__getitem__, {}, facts)
     _tell({"autoencoder": rows}, ("psnr", "ssim", "mae"), output)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,22 @@ def held_out(manifest: Manifest, split: str) -> tuple[Case, ...]:
     if not cases:
         raise ManifestError(f"The manifest has no case in the split {split}. Choose another with --split.")
     return cases
+
+
+def cases_from(path: Path, runs: Sequence[Run]) -> Manifest:
+    """Another manifest to judge runs on; ManifestError where one of them was trained on a patient or an image of it."""
+    manifest = Manifest.read(path)
+    for run in runs:
+        trained = run.manifest().split("train")
+        patients = {case.patient for case in trained}
+        images = {source.sha256 for case in trained for source in case.image}
+        seen = [c.case for c in manifest.cases if c.patient in patients or any(s.sha256 in images for s in c.image)]
+        if seen:
+            raise ManifestError(
+                f"{path}: {run.folder} was trained on {len(seen)} of its {len(manifest.cases)} cases, {seen[0]} the first. "
+                "Give scans that it has not seen; where two places number their patients alike, scan these with another --key."
+            )
+    return manifest
 
 
 def segmented(

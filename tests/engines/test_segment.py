@@ -6,15 +6,17 @@ import re
 import numpy as np
 import pytest
 import torch
-from cohort import cohort, tree
+from cohort import KEY, cohort, tree
 from typer.testing import CliRunner
 
 from meddiff.cli import app
 from meddiff.config_file import parse_config
 from meddiff.data.manifest import Manifest, load_image, load_label
+from meddiff.data.scan import scan, write_scan
 from meddiff.data.store import label_names
 from meddiff.diffusion.denoiser import Condition
 from meddiff.engines.card import build_model
+from meddiff.engines.evaluate_cases import cases_from
 from meddiff.engines.fit import fit, prepare
 from meddiff.engines.run import Run
 from meddiff.engines.segment import segment
@@ -209,6 +211,33 @@ def test_evaluation_gives_a_table_of_methods(trained, tmp_path):
     assert (tmp_path / "e" / "cases.png").is_file()
 
 
+def elsewhere(folder, seed, key):
+    """The manifest of other heads, all of them held out."""
+    write_cohort(folder / "data", 2, format="nifti", size=24, seed=seed)
+    cases, refused = scan([folder / "data"], split=(0, 0, 1), key=key, root=folder)
+    write_scan(folder / "m.jsonl", cases, refused)
+    return folder / "m.jsonl"
+
+
+def test_evaluation_takes_cases_from_elsewhere(trained, tmp_path):
+    path = elsewhere(tmp_path, 1, b"of another hospital")
+    result = CliRunner().invoke(
+        app, ["evaluate", str(trained.folder), "--manifest", str(path), "-o", str(tmp_path / "e")]
+    )
+    assert result.exit_code == 0, result.stderr
+    metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
+    assert metrics["manifest"] == Manifest.read(path).digest != trained.manifest().digest
+    rows = (tmp_path / "e" / "cases.csv").read_text()
+    assert all(case.case in rows for case in Manifest.read(path).cases)
+
+
+@pytest.mark.parametrize(("seed", "key"), [(0, b"another"), (1, KEY)], ids=["the same images", "the same patients"])
+def test_evaluation_refuses_cases_that_were_trained_on(trained, tmp_path, seed, key):
+    path = elsewhere(tmp_path, seed, key)
+    with pytest.raises(ManifestError, match=r"was trained on \d of its 2 cases"):
+        cases_from(path, [trained])
+
+
 def test_what_is_no_scan_of_this_model_is_refused(trained):
     model, card = trained.load_model(torch.device("cpu"))
     volume = volume_of(trained)
@@ -234,6 +263,7 @@ def test_a_run_of_another_task_is_refused(trained, tmp_path):
         ("segment", ["-o", "new", "--tolerance", "0"], "--tolerance 0: must be above 0"),
         ("segment", ["-o", "new", "--steps", "2"], "sample.steps = 2 is too few"),
         ("evaluate", ["-o", "taken"], "taken: cannot be made"),
+        ("evaluate", ["-o", "new", "--manifest", "taken"], "taken: holds no case"),
     ],
 )
 def test_what_cannot_be_done_for_any_scan_is_refused_before_the_first(
