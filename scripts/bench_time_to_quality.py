@@ -1,6 +1,7 @@
 """How long it takes to be as good: synthesis and segmentation by a recipe of ours, and as users of MONAI do it.
 
-    python scripts/bench_time_to_quality.py [--quick] [--json FILE] [--only synthesis|segmentation] [--manifest FILE] [--run RUN]
+    python scripts/bench_time_to_quality.py [--quick] [--json FILE] [--only synthesis|segmentation] [--manifest FILE]
+        [--run RUN] [--set KEY=VALUE]
 
 Synthesis: one trained network, whose denoiser is sampled by our recipe, by MONAI's DDPM with 1000 steps and by its DDIM with 50.
 The n samples are drawn in batches that take turns; the time is that of drawing alone. `ratio` is the time of DDPM-1000 over that of
@@ -267,6 +268,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path, help="a trained run of synthesis, in place of training one")
     parser.add_argument("--synthesis", type=Path, default=CONFIGS / "synthesis_2d_ct.yaml", help="config")
     parser.add_argument("--segmentation", type=Path, default=CONFIGS / "segmentation_2d_ct.yaml", help="config")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the configs, as train.steps=1500"
+    )
     parser.add_argument("--n", type=int, help="samples of synthesis (default: 256, quick 32)")
     parser.add_argument("--evaluations", type=int, nargs="+", default=[4, 8, 16], help="of ours, for synthesis")
     parser.add_argument("--cases", type=int, help="held-out scans to segment (default: 2, quick 1)")
@@ -277,7 +281,7 @@ def main() -> None:
         folder = Path(work)
         try:
             manifest = given.manifest or phantoms(folder, 8 if given.quick else 40)
-            settings = [f"data.manifest={manifest}", "train.device=cpu", *(QUICK if given.quick else [])]
+            settings = [f"data.manifest={manifest}", "train.device=cpu", *(QUICK if given.quick else []), *given.set]
             if given.only != "segmentation":
                 config = load_config(given.synthesis, [*settings, *(["train.reference=64"] if given.quick else [])])
                 run = Run.open(given.run) if given.run else fit(config, folder / "synthesis")

@@ -95,8 +95,9 @@ class Tutorial:
             image = images[part]
             x = torch.randn(len(image), self.labels, *image.shape[2:], generator=draw)
             for t in reversed(range(TIMESTEPS)):
-                eps = self.net(torch.cat([image, x], dim=1), torch.full((1,), t).expand(len(image)))
-                x, _ = self.scheduler.step(eps, t, x, generator=draw)
+                with autocast(torch.device("cpu"), self.config.sample.precision):
+                    eps = self.net(torch.cat([image, x], dim=1), torch.full((1,), t).expand(len(image)))
+                x, _ = self.scheduler.step(eps.float(), t, x, generator=draw)
             found.append(x[..., : size[0], : size[1]])
         masks = seen.back(seen.unbatch(torch.cat(found)))
         return np.where(masks.max(0) > 0.5, masks.argmax(0) + 1, 0)
