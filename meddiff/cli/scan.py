@@ -103,7 +103,8 @@ def command(
         tell.print(f"cases repaired: {made}; each case of the manifest names its own", highlight=False)
     if refused:
         reasons = ", ".join(f"{n} {reason}" for reason, n in Counter(one.reason for one in refused).most_common())
-        tell.print(f"{len(refused)} files refused ({reasons}); each with its reason in {beside}", highlight=False)
+        files = "1 file" if len(refused) == 1 else f"{len(refused)} files"
+        tell.print(f"{files} refused ({reasons}); each with its reason in {beside}", highlight=False)
 
 
 def _shares(text: str) -> tuple[float, ...]:
