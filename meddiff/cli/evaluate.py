@@ -134,7 +134,7 @@ def _segmentation(
             cases,
             seed,
             keep=lambda case, volume, truth, result: shown.update(
-                {case.case: case_pictures(volume, truth, result, own.config.data.axis)}
+                {case.case: case_pictures(volume, truth, result, own.config.data)}
             ),
         )
         for name, row in drawn:

@@ -87,7 +87,7 @@ def command(
                     f"{scan.name}: noise of {result.sigma:.4g} {volume.unit}, {how}", highlight=False, markup=False
                 )
             write_restored(output, scan, result, card, config, seed, estimate, format, mask)
-            save_restored(output / f"{scan.name}.png", volume, result, config.data.axis)
+            save_restored(output / f"{scan.name}.png", volume, result, config.data)
 
         failed = each(scans, one, bar, "Restoring")
     for refusal in refused:

@@ -74,7 +74,7 @@ def command(
             volume = scan.read(card.space.modality)
             result = segment(model, config, card, volume, scan.name, seed, tolerance=tolerance)
             write_segmented(output, scan, result, volume, card, config, seed, format)
-            save_segmented(output / f"{scan.name}.png", volume, result, config.data.axis)
+            save_segmented(output / f"{scan.name}.png", volume, result, config.data)
 
         failed = each(scans, one, bar, "Segmenting")
     for refusal in refused:

@@ -6,21 +6,23 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from meddiff.config import DataConfig
 from meddiff.data.transforms import AXES
 from meddiff.engines.restore import Clean
 from meddiff.engines.segment import Segmented
 from meddiff.imaging.volume import Volume
+from meddiff.intensity_config import Window
 from meddiff.report.cases import Picture, save_cases
 from meddiff.report.figures import view
 
 SHOWN = 3  # slices
 
 
-def save_segmented(path: Path, volume: Volume, result: Segmented, axis: str) -> None:
+def save_segmented(path: Path, volume: Volume, result: Segmented, data: DataConfig) -> None:
     """Rows of slices: the scan, the label map over it, the entropy."""
     labels = {name: k for k, name in enumerate(result.names, 1)}
     channel = result.probability.argmax(0)
-    limits = _limits(volume.array)
+    axis, limits = data.axis, _limits(volume.array, data)
     rows = []
     for name, at in _slices(volume, axis, (channel > 0).astype(float)):
         image, label, entropy = (plane(a, at, volume, axis) for a in (volume.array, channel, result.entropy))
@@ -37,13 +39,13 @@ def save_segmented(path: Path, volume: Volume, result: Segmented, axis: str) -> 
     save_cases(path, rows, labels)
 
 
-def case_pictures(volume: Volume, reference: Volume, result: Segmented, axis: str) -> list[Picture]:
+def case_pictures(volume: Volume, reference: Volume, result: Segmented, data: DataConfig) -> list[Picture]:
     """The slice with most labels: scan, reference, prediction, entropy."""
+    axis, limits = data.axis, _limits(volume.array, data)
     along = _orientation(volume)[0][AXES[axis]]
     at = int((reference.array > 0).sum(tuple(a for a in range(3) if a != along)).argmax())
     maps = (volume.array, reference.array, result.probability.argmax(0), result.entropy)
     image, truth, label, entropy = (plane(a, at, volume, axis) for a in maps)
-    limits = _limits(volume.array)
     return [
         Picture("scan", image, limits),
         Picture("reference", image, limits, label=truth),
@@ -70,13 +72,13 @@ def reconstructed_pictures(image: Tensor, decoded: Tensor) -> list[Picture]:
     ]
 
 
-def save_restored(path: Path, volume: Volume, result: Clean, axis: str) -> None:
+def save_restored(path: Path, volume: Volume, result: Clean, data: DataConfig) -> None:
     """Rows of slices: the scan, the restored one, what was taken away, the standard deviation of the samples."""
-    limits = _limits(result.image.array)
+    axis, limits = data.axis, _limits(result.image.array, data)
     taken = volume.array - result.image.array
     reach = float(np.percentile(np.abs(taken), 99.5)) or 1.0
     rows = []
-    for name, at in _slices(volume, axis, np.abs(volume.array - limits[0])):
+    for name, at in _slices(volume, axis, volume.array.clip(*limits) - limits[0]):
         pictures = [
             Picture("scan", plane(volume.array, at, volume, axis), limits),
             Picture("restored", plane(result.image.array, at, volume, axis), limits),
@@ -123,6 +125,9 @@ def _slices(volume: Volume, axis: str, weight: np.ndarray) -> list[tuple[str, in
     return [(f"slice {k}", k) for k in at]
 
 
-def _limits(array: np.ndarray) -> tuple[float, float]:
+def _limits(array: np.ndarray, data: DataConfig) -> tuple[float, float]:
+    """What is shown as black and as white: the window that the model sees, where it is fixed."""
+    if isinstance(data.intensity, Window):
+        return data.intensity.low, data.intensity.high
     low, high = np.percentile(array, [1, 99.5])
     return float(low), float(high if high > low else low + 1)
