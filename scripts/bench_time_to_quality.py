@@ -1,7 +1,7 @@
 """How long it takes to be as good: synthesis and segmentation by a recipe of ours, and as users of MONAI do it.
 
     python scripts/bench_time_to_quality.py [--quick] [--json FILE] [--only synthesis|segmentation] [--manifest FILE]
-        [--run RUN] [--set KEY=VALUE]
+        [--run RUN] [--set KEY=VALUE] [--marks 1 2 3]
 
 Synthesis: one trained network, whose denoiser is sampled by our recipe, by MONAI's DDPM with 1000 steps and by its DDIM with 50.
 The n samples are drawn in batches that take turns; the time is that of drawing alone. `ratio` is the time of DDPM-1000 over that of
@@ -59,7 +59,6 @@ from meddiff.metrics.radiomics import radiomics
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 OWN_MARKS = (1 / 8, 1 / 4, 1 / 2, 1)  # of our training, after which it segments
-MONAI_MARKS = (1, 2, 3)  # of our whole training time, after which MONAI segments
 ENDLESS = 1 << 30  # steps
 QUICK = [
     "data.size=[32, 32]",
@@ -274,6 +273,12 @@ def main() -> None:
     parser.add_argument("--n", type=int, help="samples of synthesis (default: 256, quick 32)")
     parser.add_argument("--evaluations", type=int, nargs="+", default=[4, 8, 16], help="of ours, for synthesis")
     parser.add_argument("--cases", type=int, help="held-out scans to segment (default: 2, quick 1)")
+    parser.add_argument(
+        "--marks",
+        type=float,
+        nargs="+",
+        help="multiples of our training time, after which MONAI segments (default: 1 2 3, quick 1)",
+    )
     parser.add_argument("--monai-lr", type=float, default=3e-4, help="of the tutorial's Adam (default: 3e-4)")
     given = parser.parse_args()
     result: dict[str, object] = {"threads": torch.get_num_threads()}
@@ -288,7 +293,7 @@ def main() -> None:
                 result |= synthesis_result(run, given.n or (32 if given.quick else 256), given.evaluations)
             if given.only != "synthesis":
                 config = load_config(given.segmentation, settings)
-                marks = MONAI_MARKS[:1] if given.quick else MONAI_MARKS
+                marks = sorted(given.marks or ([1] if given.quick else [1, 2, 3]))
                 found = segmentation(
                     config, folder / "segmentation", given.cases or (1 if given.quick else 2), given.monai_lr, marks
                 )
