@@ -22,6 +22,7 @@ DRAWS = 20  # sets of training images that the floor is averaged over
 RESAMPLES = 200
 ROUGH = 4  # the interval of the sliced Wasserstein distance is drawn on every fourth direction
 LEAST = 2 * (COVERAGE_K + 1)  # images that neighbours, and halves of a set, need
+HARDLY = 0.01  # of its mean: the least that a feature is taken to vary by
 log = logging.getLogger(__name__)
 
 
@@ -177,9 +178,13 @@ def _by_parts(extract: Extract, images: Tensor) -> Tensor:
 
 
 def _scale(training: Tensor) -> Callable[[Tensor], Tensor]:
-    """What gives features mean 0 and standard deviation 1 over the training images, so that no unit outweighs another."""
+    """What gives features mean 0 and standard deviation 1 over the training images, so that no unit outweighs another.
+
+    A feature that hardly varies, as the median of images that are mostly air, counts in hundredths of its mean: in its own
+    standard deviations one held-out image a hundred of them away would outweigh everything.
+    """
     mean, std = training.mean(0), training.std(0)
-    wide = torch.where(std > 1e-9, std, 1.0)
+    wide = torch.where(std > 1e-9, std.maximum(HARDLY * mean.abs()), 1.0)
     return lambda features: (features - mean) / wide
 
 

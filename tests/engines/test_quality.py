@@ -47,6 +47,18 @@ def test_another_draw_scores_as_training_images_do_and_lies_in_its_interval(judg
         assert figure.n == N
 
 
+def test_a_feature_that_hardly_varies_does_not_outweigh_all_others():
+    def features(images):  # the last one as the median of images that are mostly air, of which one is not
+        corner = images[:, 0, 0, 0]
+        return torch.stack([images.mean((1, 2, 3)), torch.where(corner > 0.9, 1.2, 1 + 1e-4 * corner)], 1).double()
+
+    held_out = heads(N, 1)
+    held_out[0, 0, 0, 0] = 1
+    found = Judge(heads(200, 0), held_out, patients(N), {"own": features}, 10).judge(heads(N, 2))["own/kid"]
+    assert abs(found.value) < 1
+    assert abs(found.value - found.train) < 4 * found.train_std
+
+
 @pytest.mark.parametrize("damage", ["blur", "noise", "contrast"])
 def test_damage_to_every_image_is_noticed_in_both_spaces(judge, damage):
     images = heads(N, 2)
