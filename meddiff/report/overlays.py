@@ -11,7 +11,6 @@ from meddiff.data.transforms import AXES
 from meddiff.engines.restore import Clean
 from meddiff.engines.segment import Segmented
 from meddiff.imaging.volume import Volume
-from meddiff.intensity_config import Window
 from meddiff.report.cases import Picture, save_cases
 from meddiff.report.figures import view
 
@@ -127,7 +126,7 @@ def _slices(volume: Volume, axis: str, weight: np.ndarray) -> list[tuple[str, in
 
 def _limits(array: np.ndarray, data: DataConfig) -> tuple[float, float]:
     """What is shown as black and as white: the window that the model sees, where it is fixed."""
-    if isinstance(data.intensity, Window):
+    if data.intensity.kind == "window":
         return data.intensity.low, data.intensity.high
     low, high = np.percentile(array, [1, 99.5])
     return float(low), float(high if high > low else low + 1)
