@@ -9,6 +9,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 import torch
 from monai.transforms import Compose
+from monai.utils import convert_to_tensor
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -114,7 +115,7 @@ class Images(Dataset):
         draw, item, unreadable = readable(self, draw)
         if self.augment is not None:
             self.augment.set_random_state(seed=derive(draw.seed, "augment") % 2**32)
-            item = {name: torch.as_tensor(value) for name, value in self.augment(item).items()}
+            item = {name: convert_to_tensor(value) for name, value in self.augment(item).items()}
         case = self.cases[self.items[draw.item].case].case
         return {**item, "case": case, "seed": draw.seed, "unreadable": unreadable}
 

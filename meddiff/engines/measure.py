@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from ignite.engine import Events
+from monai.utils import convert_to_tensor
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -203,7 +204,7 @@ def _batches(config: Config, request: Request, shape: tuple[int, ...]) -> Iterat
                 item["label"] = torch.from_numpy(label.astype(np.float32))
             if augment is not None:
                 augment.set_random_state(seed=number)
-                item = {name: torch.as_tensor(value) for name, value in augment(item).items()}
+                item = {name: convert_to_tensor(value) for name, value in augment(item).items()}
             if given.image:
                 item["given"] = item["image"]
             if request.classes and given.classes and given.classes.column:

@@ -146,7 +146,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v)
     batch, width = q.shape[0], q.shape[3]
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))  # (B * heads, N, width)
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=width**-0.5)
+    scores = (q * width**-0.5) @ k.transpose(1, 2)  # (B * heads, N, N)
     return (scores.softmax(-1) @ v).unflatten(0, (batch, -1))
 
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from cohort import cohort, config
 
+from meddiff.config import Augment
 from meddiff.data.loader import Draw, Images, Steps, fixed, training_loader
 from meddiff.data.manifest import Manifest
 from meddiff.data.store import Store
@@ -26,6 +27,11 @@ def test_batches_of_slices_have_the_size_and_units_of_the_config(tmp_path):
     assert batch["image"].min() >= -1
     assert batch["image"].max() <= 1
     assert len(batch["case"]) == 4
+
+
+def test_what_was_augmented_is_plain_tensors(tmp_path):
+    batch = next(iter(training_loader(images(tmp_path, augment=Augment(flip=True)), 4, 0, 1, seed=0)))
+    assert type(batch["image"]) is torch.Tensor  # a network of MetaTensors is slow, and not all of torch takes them
 
 
 def test_patches_of_volumes_differ_and_hold_foreground(tmp_path):
