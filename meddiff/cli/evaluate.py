@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,34 @@ from meddiff.cli.over import writable
 
 if TYPE_CHECKING:
     from meddiff.data.manifest import Manifest
+    from meddiff.engines.card import Card
     from meddiff.engines.run import Run
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is evaluated, on which cases, and where to."""
+
+    run: "Run"
+    others: list["Run"]
+    manifest: "Manifest"
+    split: str
+    limit: int | None  # cases
+    images: int | None  # of a case
+    seed: int
+    device: str
+    output: Path
+    quiet: bool
+
+    def facts(self, card: "Card") -> dict[str, Any]:
+        """What metrics.json says of the evaluation as a whole."""
+        return {
+            "split": self.split,
+            "manifest": self.manifest.digest,
+            "seed": self.seed,
+            "weights": card.weights,
+            "step": card.step,
+        }
 
 
 def command(
@@ -94,45 +122,32 @@ def command(
         synthesis(opened, others, output, split, seed, device, synthetic)
         return
     judged = cases_from(manifest, [opened, *others]) if manifest else opened.manifest()
-    if task == "restoration":
-        _restoration(opened, others, judged, output, split, seed, device, limit, images, quiet)
-    else:
-        work = {"segmentation": _segmentation, "autoencoder": _autoencoder}
-        work[task](opened, others, judged, output, split, seed, device, limit, quiet)
+    work = {"segmentation": _segmentation, "restoration": _restoration, "autoencoder": _autoencoder}
+    work[task](Asked(opened, others, judged, split, limit, images, seed, device, output, quiet))
 
 
-def _segmentation(
-    opened: "Run",
-    others: list["Run"],
-    manifest: "Manifest",
-    output: Path,
-    split: str,
-    seed: int,
-    device: str,
-    limit: int | None,
-    quiet: bool,
-) -> None:
+def _segmentation(asked: Asked) -> None:
     from meddiff.engines.evaluate_cases import held_out, method, segmented
     from meddiff.engines.trainer import choose_device
     from meddiff.report.overlays import case_pictures
     from meddiff.report.tables import write_methods
 
-    where = choose_device(device)
-    own = method("ensemble", opened, where)
+    device = choose_device(asked.device)
+    own = method("ensemble", asked.run, device)
     methods = [own]
     if own.config.diffusion.process != "direct" and own.config.sample.steps > 1:
         methods.append(own.with_sample("one evaluation", steps=1))
-    methods += [method(f"baseline {other.folder.name}", other, where) for other in others]
-    cases = held_out(manifest, split)[:limit]
+    methods += [method(f"baseline {other.folder.name}", other, device) for other in asked.others]
+    cases = held_out(asked.manifest, asked.split)[: asked.limit]
     shown: dict[str, list[Any]] = {}
     rows: dict[str, list[dict[str, Any]]] = {}
-    with progress(quiet) as bar:
+    with progress(asked.quiet) as bar:
         task = bar.add_task("Segmenting", total=len(cases) * len(methods), note="")
         drawn = segmented(
             methods,
-            manifest,
+            asked.manifest,
             cases,
-            seed,
+            asked.seed,
             keep=lambda case, volume, truth, result: shown.update(
                 {case.case: case_pictures(volume, truth, result, own.config.data)}
             ),
@@ -141,33 +156,15 @@ def _segmentation(
             rows.setdefault(name, []).append(row)
             bar.update(task, advance=1, note=f"{row['case']}: {name} {row['dice']:.3f}")
     labels = {name: k for k, name in enumerate(own.card.labels, 1)}
-    facts = {
-        "split": split,
-        "manifest": manifest.digest,
-        "seed": seed,
-        "weights": own.card.weights,
-        "step": own.card.step,
-    }
-    write_methods(output, rows, "dice", True, shown.__getitem__, labels, facts)
+    write_methods(asked.output, rows, "dice", True, shown.__getitem__, labels, asked.facts(own.card))
     _tell(
         rows,
         ("dice", *(f"dice/{name}" for name in labels), "calibration_error", "error_auroc", "energy_distance"),
-        output,
+        asked.output,
     )
 
 
-def _restoration(
-    opened: "Run",
-    others: list["Run"],
-    manifest: "Manifest",
-    output: Path,
-    split: str,
-    seed: int,
-    device: str,
-    limit: int | None,
-    images: int | None,
-    quiet: bool,
-) -> None:
+def _restoration(asked: Asked) -> None:
     from meddiff.data.files import write_lines
     from meddiff.engines.evaluate_cases import method
     from meddiff.engines.evaluate_restored import empty_sets, restored
@@ -176,8 +173,9 @@ def _restoration(
     from meddiff.report.overlays import restored_pictures
     from meddiff.report.tables import write_methods
 
-    where = choose_device(device)
-    methods = [method("diffusion", opened, where), *(method(f"baseline {o.folder.name}", o, where) for o in others)]
+    device = choose_device(asked.device)
+    methods = [method("diffusion", asked.run, device)]
+    methods += [method(f"baseline {other.folder.name}", other, device) for other in asked.others]
     if not classical.available():
         tell.print(
             "Without scikit-image there are no non-local means and wavelets to compare with: pip install 'meddiff[compare]'",
@@ -187,11 +185,13 @@ def _restoration(
     rows: dict[str, dict[str, list[dict[str, Any]]]] = {}
     undone: dict[str, list[str]] = {}
     sets: dict[str, Any] = {}
-    with progress(quiet) as bar:
+    with progress(asked.quiet) as bar:
         task = bar.add_task("Restoring", total=None, note="")
-        for one in restored(methods, manifest, split, seed, classical.available(), limit, images):
+        for one in restored(
+            methods, asked.manifest, asked.split, asked.seed, classical.available(), asked.limit, asked.images
+        ):
             shown.setdefault(one.level, {})[one.case.case] = restored_pictures(one.clean, one.degraded, one.results)
-            sets.setdefault(one.level, empty_sets(methods[0].config, manifest, split)).add(
+            sets.setdefault(one.level, empty_sets(methods[0].config, asked.manifest, asked.split)).add(
                 one.case.patient, one.clean, one.results
             )
             for name, row in one.rows.items():
@@ -199,16 +199,9 @@ def _restoration(
             undone.setdefault(one.level, []).extend(json.dumps({"case": one.case.case, **p}) for p in one.parameters)
             best = max(one.rows.items(), key=lambda pair: pair[1]["psnr"])
             bar.update(task, advance=1, note=f"{one.level}, {one.case.case}: {best[0]} {best[1]['psnr']:.2f} dB")
-    facts = {
-        "split": split,
-        "manifest": manifest.digest,
-        "seed": seed,
-        "weights": methods[0].card.weights,
-        "step": methods[0].card.step,
-        "images_per_case": images,
-    }
+    facts = asked.facts(methods[0].card) | {"images_per_case": asked.images}
     for level, of_level in rows.items():
-        folder = output / level.replace(" ", "_") if len(rows) > 1 else output
+        folder = asked.output / level.replace(" ", "_") if len(rows) > 1 else asked.output
         apart = sets[level].distances()
         best_name = f"{methods[0].name}, one evaluation"
         ordered = {best_name: of_level[best_name], **of_level}
@@ -220,17 +213,7 @@ def _restoration(
         _tell(ordered, ("psnr", "ssim", "mae"), folder, apart)
 
 
-def _autoencoder(
-    opened: "Run",
-    others: list["Run"],
-    manifest: "Manifest",
-    output: Path,
-    split: str,
-    seed: int,
-    device: str,
-    limit: int | None,
-    quiet: bool,
-) -> None:
+def _autoencoder(asked: Asked) -> None:
     from meddiff.engines.fit import prepare
     from meddiff.engines.reconstruct import reconstructed
     from meddiff.engines.trainer import choose_device
@@ -239,27 +222,26 @@ def _autoencoder(
     from meddiff.report.overlays import reconstructed_pictures
     from meddiff.report.tables import write_methods
 
-    if others:
+    if asked.others:
         raise ConfigError("--baseline is for segmentation and restoration; this run is an autoencoder.")
-    model, card = opened.load_model(choose_device(device))
+    model, card = asked.run.load_model(choose_device(asked.device))
     assert isinstance(model, Autoencoder)
-    images = prepare(opened.config(), manifest, split)
+    images = prepare(asked.run.config(), asked.manifest, asked.split)
     shown: dict[str, list[Any]] = {}
     rows = []
-    with progress(quiet) as bar:
-        task = bar.add_task("Reconstructing", total=min(len(images.cases), limit or len(images.cases)), note="")
+    with progress(asked.quiet) as bar:
+        task = bar.add_task("Reconstructing", total=min(len(images.cases), asked.limit or len(images.cases)), note="")
         for row in reconstructed(
             model,
             images,
             card.space.scale,
-            limit,
+            asked.limit,
             keep=lambda case, truth, found: shown.update({case.case: reconstructed_pictures(truth, found)}),
         ):
             rows.append(row)
             bar.update(task, advance=1, note=f"{row['case']}: {row['psnr']:.2f} dB")
-    facts = {"split": split, "manifest": manifest.digest, "weights": card.weights, "step": card.step}
-    write_methods(output, {"autoencoder": rows}, "psnr", True, shown.__getitem__, {}, facts)
-    _tell({"autoencoder": rows}, ("psnr", "ssim", "mae"), output)
+    write_methods(asked.output, {"autoencoder": rows}, "psnr", True, shown.__getitem__, {}, asked.facts(card))
+    _tell({"autoencoder": rows}, ("psnr", "ssim", "mae"), asked.output)
 
 
 def _tell(
