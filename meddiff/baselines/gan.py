@@ -87,7 +87,7 @@ class GAN(nn.Module):
 
     def losses(self, x0: Tensor, generators: Sequence[Generator]) -> Tensor:
         """The generator's loss plus the critic's, per case, (B,): the gradient of each belongs to its own weights alone."""
-        drawn = self.painter(draw("gaussian", (self.latent,), generators).to(x0))
+        drawn = self.painter(draw("gaussian", (self.latent,), generators, like=x0))
         with torch.enable_grad():  # a held-out loss has the penalties too
             seen = [image.detach().clone().requires_grad_() for image in (x0, drawn)]
             real, fake = (self.critic(image) for image in seen)

@@ -43,7 +43,7 @@ class VAE(nn.Module):
         place of an error with a weight that would have to be tuned (Rybkin et al. 2021, section 3.2).
         """
         mean, log_variance = (v.float() for v in self.network.encode_forward(space_to_depth(x0, self.patch)))
-        eps = draw("gaussian", (self.latent,), generators).to(mean)
+        eps = draw("gaussian", (self.latent,), generators, like=mean)
         again = self._decode(mean + (log_variance / 2).exp() * eps)
         error = (again - x0).square().flatten(1).mean(1)
         divergence = (mean.square() + log_variance.exp() - 1 - log_variance).sum(1) / 2  # from N(0, I)

@@ -53,8 +53,10 @@ class AnsweredLabels(nn.Module):
         if self.second is None or bool(blind.all()):
             return log_p
         image = torch.cat([cond.image[:, : self.channels], log_p.exp() - 1 / log_p.shape[1]], dim=1)
-        more = self.second(x, c_noise, Condition(image, cond.label, cond.covariates))
-        return log_p + torch.where(blind.reshape(-1, *[1] * (x.ndim - 1)), 0.0, more)
+        given = Condition(image, cond.label, cond.covariates)
+        if c_noise.ndim == 0:
+            return log_p + self.second(x, x.new_full((), c_noise.item()), given)
+        return log_p + torch.where(blind.view(-1, *[1] * (x.ndim - 1)), 0.0, self.second(x, c_noise, given))
 
 
 class Restored(nn.Module):

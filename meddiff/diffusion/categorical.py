@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 from meddiff.diffusion.denoiser import Condition, Denoiser
 from meddiff.diffusion.losses import label_loss
-from meddiff.diffusion.posterior import UNKNOWN, LabelPosterior, check_generators, drawn, one_hot
+from meddiff.diffusion.posterior import UNKNOWN, LabelPosterior, check_generators, drawn, one_hot, one_hot_of_classes
 from meddiff.diffusion.samplers import OnStep
 from meddiff.diffusion.sigmas import karras
 from meddiff.errors import ConfigError
@@ -69,7 +69,7 @@ def transition(labels: Tensor, probabilities: Tensor, a_from: float, a_to: float
             f"A step of the discrete process goes from a survival to a larger one, within 0..1; found {a_from} to {a_to}."
         )
     classes = probabilities.shape[1]
-    here = one_hot(labels, classes).to(probabilities)
+    here = one_hot_of_classes(labels, classes).to(probabilities)
     weight = probabilities / (a_from * here + (1 - a_from) / classes)
     stay = a_from / a_to
     spread = a_to * weight + (1 - a_to) / classes * weight.sum(1, keepdim=True)
@@ -122,10 +122,9 @@ def sample(
     levels = survivals.tolist()
     if any(b <= a for a, b in itertools.pairwise(levels)) or not 0 <= levels[0] < levels[-1] <= 1:
         raise ConfigError(f"The discrete process needs strictly increasing survivals within 0..1; found {levels}.")
-    on_device = survivals.to(x)
     for i, (a_from, a_to) in enumerate(itertools.pairwise(levels)):
-        d = denoise(x, on_device[i], cond)
-        x = d if a_to == 1 else one_hot(step(x.argmax(1), d, a_from, a_to, ways), x.shape[1]).to(x)
+        d = denoise(x, survivals[i].to("cpu", x.dtype), cond)
+        x = d if a_to == 1 else one_hot_of_classes(step(x.argmax(1), d, a_from, a_to, ways), x.shape[1]).to(x)
         if on_step:
             on_step(i, x, d)
     return x

@@ -54,6 +54,18 @@ class Network(Protocol):
     def __call__(self, x: Tensor, c_noise: Tensor, cond: Condition | None = None) -> Tensor: ...
 
 
+def at_level(sigma: Tensor, x: Tensor) -> Tensor:
+    """Noise levels, () or (B,), as x needs them. One for all stays where it is, best on the CPU: torch takes it for a number there,
+    and a GPU neither waits for it nor is waited for."""
+    return sigma.to(x) if sigma.ndim else sigma.to(x.dtype)
+
+
+def wide_level(sigma: Tensor, x: Tensor) -> Tensor:
+    """`at_level`, shaped to multiply x: () or (B, 1, ...)."""
+    level = at_level(sigma, x)
+    return level.view(-1, *[1] * (x.ndim - 1)) if level.ndim else level
+
+
 L = TypeVar("L", Tensor, float)  # a noise level and what follows from it: one for all, or one for each case
 
 
@@ -140,7 +152,7 @@ class Preconditioned(nn.Module):
 
     def row(self, sigma: Tensor, x: Tensor) -> Row[Tensor]:
         """The four coefficients at `sigma`, () or (B,), shaped to multiply `x`; c_noise keeps the shape of sigma."""
-        row = PARAMETERIZATIONS[self.parameterization](sigma.to(x), self.sigma_data, self.timesteps)
+        row = PARAMETERIZATIONS[self.parameterization](at_level(sigma, x), self.sigma_data, self.timesteps)
         if sigma.ndim == 0:
             return row
         wide = (-1, *[1] * (x.ndim - 1))

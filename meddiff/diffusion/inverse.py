@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Generator, Tensor
 
-from meddiff.diffusion.denoiser import Condition, Denoiser
+from meddiff.diffusion.denoiser import Condition, Denoiser, at_level, wide_level
 from meddiff.errors import ConfigError
 
 _CONVERGED = 1e-12  # squared residual over squared right-hand side
@@ -93,7 +93,7 @@ def denoise_at(
 ) -> Tensor:
     """The posterior mean of a scan with white Gaussian noise of known level, in one evaluation: D(y, sigma_n)."""
     _check(sigma_n, "above 0", sigma_n > 0)
-    return denoise(y, y.new_tensor(sigma_n), cond)
+    return denoise(y, torch.tensor(sigma_n, dtype=y.dtype), cond)
 
 
 def sample_from(
@@ -134,8 +134,10 @@ def given_noisy(
     _check(sigma_n, "above 0", sigma_n > 0)
 
     def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
-        share = sigma_n**2 / (sigma_n**2 + sigma.to(x) ** 2)  # of x in the mean
-        return denoise(torch.lerp(y.to(x), x, _wide(share, x)), sigma.to(x) * share.sqrt(), cond)
+        level = at_level(sigma, x)
+        share = sigma_n**2 / (sigma_n**2 + level**2)  # of x in the mean
+        weight = wide_level(share, x) if share.ndim else share.item()
+        return denoise(torch.lerp(y.to(x), x, weight), level * share.sqrt(), cond)
 
     return denoiser
 
@@ -161,7 +163,7 @@ def given(
         raise ConfigError(f"given() needs at least 1 iteration of conjugate gradients; found {iterations}.")
 
     def denoiser(x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
-        variance = _wide(sigma.to(x), x) ** 2
+        variance = wide_level(sigma, x) ** 2
         with torch.enable_grad():
             at = x.detach().requires_grad_()
             mean = denoise(at, sigma, cond)
@@ -204,8 +206,3 @@ def conjugate_gradients(act: Callable[[Tensor], Tensor], b: Tensor, iterations: 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """The inner product of each case, shaped to multiply it."""
     return (a * b).sum(tuple(range(1, a.ndim)), keepdim=True)
-
-
-def _wide(sigma: Tensor, x: Tensor) -> Tensor:
-    """`sigma`, () or (B,), shaped to multiply `x`."""
-    return sigma if sigma.ndim == 0 else sigma.reshape(-1, *[1] * (x.ndim - 1))

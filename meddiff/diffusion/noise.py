@@ -79,10 +79,17 @@ NOISES: dict[str, Callable[[Sequence[int], Generator], Tensor]] = {
 }
 
 
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on a device. A GPU fetches them when it gets there, and nobody waits for it: they lie in pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def draw(kind: str, shape: Sequence[int], generators: Sequence[Generator], like: Tensor | None = None) -> Tensor:
     """Noise of unit variance, one case a generator: (len(generators), *shape), on the device and in the dtype of `like`.
 
     Drawn on the CPU, so that a case has the same noise on every device and in every batch.
     """
     noise = torch.stack([NOISES[kind](shape, g) for g in generators])
-    return noise if like is None else noise.to(like)
+    return noise if like is None else sent(noise.to(like.dtype), like.device)

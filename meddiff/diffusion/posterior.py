@@ -11,7 +11,8 @@ from math import sqrt
 import torch
 from torch import Generator, Tensor, nn
 
-from meddiff.diffusion.denoiser import Condition
+from meddiff.diffusion.denoiser import Condition, at_level, wide_level
+from meddiff.diffusion.noise import sent
 from meddiff.errors import ConfigError, ImageError
 
 UNKNOWN = -1  # the number of a voxel whose label nobody knows
@@ -35,8 +36,12 @@ def one_hot(
             f"A label map needs labels 0 to {classes - 1}, or {unknown} where unknown; found {int(inside.min())} to "
             f"{int(inside.max())}. Map the labels to consecutive numbers first."
         )
-    x0 = torch.nn.functional.one_hot(inside, classes).movedim(-1, 1).float()
-    return torch.where(known.unsqueeze(1), x0, 1 / classes)
+    return torch.where(known.unsqueeze(1), one_hot_of_classes(inside, classes), 1 / classes)
+
+
+def one_hot_of_classes(labels: Tensor, classes: int) -> Tensor:
+    """`one_hot` of (B, *spatial) int64 that are all within 0..classes-1: nothing is looked at, so no device is waited for."""
+    return torch.nn.functional.one_hot(labels, classes).movedim(-1, 1).float()
 
 
 def drawn(probabilities: Tensor, generators: Sequence[Generator]) -> Tensor:
@@ -47,7 +52,7 @@ def drawn(probabilities: Tensor, generators: Sequence[Generator]) -> Tensor:
     check_generators(generators, probabilities)
     waits = torch.stack([torch.empty(probabilities.shape[1:]).exponential_(generator=g) for g in generators])
     waits = waits.clamp(min=torch.finfo(waits.dtype).tiny)  # a uniform draw of exactly 0 gives a waiting time of 0
-    return (probabilities / waits.to(probabilities.device)).argmax(1)
+    return (probabilities / sent(waits, probabilities.device)).argmax(1)
 
 
 def check_generators(generators: Sequence[Generator], x: Tensor) -> None:
@@ -76,10 +81,9 @@ class Posterior(nn.Module):
     def logits(self, x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
         """The network's output for x (B, K, *spatial) and sigma () or (B,); what the loss needs."""
         check_channels(x, self.classes)
-        level = sigma.to(x)
-        wide = level.reshape(-1, *[1] * (x.ndim - 1))
+        level, wide = at_level(sigma, x), wide_level(sigma, x)
         shown = (x - 1 / self.classes) * (wide**2 + (self.classes - 1) / self.classes**2).rsqrt()
-        shown = torch.where(wide.isinf(), 0.0, shown)
+        shown = _nothing_where(wide.isinf(), shown)
         return self.network(shown, (level.log() / 4).clamp(-C_NOISE, C_NOISE), cond).to(x.dtype)
 
     def forward(self, x: Tensor, sigma: Tensor, cond: Condition | None = None) -> Tensor:
@@ -103,14 +107,20 @@ class LabelPosterior(nn.Module):
     def logits(self, x: Tensor, survival: Tensor, cond: Condition | None = None) -> Tensor:
         """The network's output for x (B, K, *spatial) and survival () or (B,) in 0..1; what the loss needs."""
         check_channels(x, self.classes)
-        level = survival.to(x)
-        wide = level.reshape(-1, *[1] * (x.ndim - 1))
-        shown = torch.where(wide == 0, 0.0, (x - 1 / self.classes) * (self.classes / sqrt(self.classes - 1)))
+        level, wide = at_level(survival, x), wide_level(survival, x)
+        shown = _nothing_where(wide == 0, (x - 1 / self.classes) * (self.classes / sqrt(self.classes - 1)))
         return self.network(shown, (-level.logit() / 4).clamp(-C_NOISE, C_NOISE), cond).to(x.dtype)
 
     def forward(self, x: Tensor, survival: Tensor, cond: Condition | None = None) -> Tensor:
         """The probability of every label, (B, K, *spatial), of the dtype of x."""
         return self.logits(x, survival, cond).softmax(1)
+
+
+def _nothing_where(blind: Tensor, shown: Tensor) -> Tensor:
+    """What the network is shown, and 0 where it must know nothing of x; blind () or (B, 1, ...)."""
+    if blind.ndim == 0:
+        return torch.zeros_like(shown) if blind else shown
+    return torch.where(blind, 0.0, shown)
 
 
 def check_classes(classes: int) -> None:

@@ -86,7 +86,7 @@ def draw_samples(
         x = sigmas[0].item() * eps.to(device)
         if config.train.distil is None:  # at sigma_max D is the mean of the data: noise around it, not around 0
             with torch.no_grad():
-                x = x + denoise(x, sigmas[0].to(device), given)
+                x = x + denoise(x, sigmas[0], given)
         way = [generator(seed, "way", name) for name in batch]
         drawn = sampler(denoise, x, sigmas, given, generators=way, on_step=on_step)
         yield from (_decoded(latents, drawn) if latents else drawn).cpu()

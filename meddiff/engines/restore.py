@@ -156,7 +156,7 @@ def _conditional(
     for way in ways:
         sigmas = sigma_grid(sample)
         z = sigmas[0] * draw("gaussian", y.shape[1:], [start for start, _ in way]).to(device)
-        z = SAMPLERS[sample.sampler](windows(second), z, sigmas.to(device), given, [g for _, g in way])
+        z = SAMPLERS[sample.sampler](windows(second), z, sigmas, given, [g for _, g in way])
         samples.append(m + s * z)
     return m, samples
 
@@ -194,7 +194,7 @@ def _zero_shot(
     samples = []
     for way in ways:
         x = mean + sigmas[0] * draw("gaussian", mean.shape[1:], [start for start, _ in way]).to(device)
-        samples.append(SAMPLERS[sample.sampler](around, x, sigmas.to(device), None, [g for _, g in way]))
+        samples.append(SAMPLERS[sample.sampler](around, x, sigmas, None, [g for _, g in way]))
     return torch.stack(samples).mean(0) if masked and samples else mean, samples
 
 
@@ -213,7 +213,7 @@ def _in_parts(denoise: Denoiser, y: Tensor, level: float, sample: SampleConfig) 
         return given_parts(x, sigma, cond).clamp(-1, 1)
 
     sigmas = sigma_grid(sample)
-    return around, sigmas, around(torch.zeros_like(image), sigmas[0].to(y.device))
+    return around, sigmas, around(torch.zeros_like(image), sigmas[0])
 
 
 def _about(sample: SampleConfig, level: float) -> SampleConfig:

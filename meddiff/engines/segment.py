@@ -119,7 +119,7 @@ def _drawn(
 
     denoise = seen.windowed(shown, sample, _nothing(model.classes) if sample.skip_empty else None)
     discrete = isinstance(model, LabelPosterior)
-    blind = torch.tensor(0.0 if discrete else inf, device=device)
+    blind = torch.tensor(0.0 if discrete else inf)
 
     def answered(images: Tensor) -> list[tuple[Condition, Tensor]]:
         return [_answered(denoise, images[part].to(device), blind, model.classes) for part in parts]
@@ -149,7 +149,7 @@ def _drawn(
             if not discrete:
                 x = x + answer  # at sigma_max D is the first answer: noise around it, not around 0
             way, ways = [generator(seed, "way", *key) for key in names], Ways(answer)
-            ends.append(sampler(denoise, x, levels.to(device), cond, way, ways).cpu())
+            ends.append(sampler(denoise, x, levels, cond, way, ways).cpu())
             means.append(ways.mean.cpu())
         end, mean = (seen.unbatch(_turned(torch.cat(maps), mirrored)) for maps in (ends, means))
         yield Drawn(_told(end, on_sample), _normal(mean))

@@ -15,6 +15,7 @@ from ignite.metrics import Average
 from torch import Tensor, nn
 
 from meddiff.config import DiffusionConfig, TrainConfig
+from meddiff.diffusion.noise import sent
 from meddiff.diffusion.sigmas import TRAINING, stratified
 from meddiff.engines.ema import EMA
 from meddiff.engines.parallel import clipped, objective, reduced
@@ -135,6 +136,7 @@ def trainer(
         )
     part_of_all, skipped = own_part(train), skips or Skips()
     losses_of = objective(model, task, train, device)
+    send = partial(sent, device=device)
 
     def step(engine: Engine, batch: Any) -> dict[str, float]:
         model.train()
@@ -148,11 +150,11 @@ def trainer(
         own = 0.0
         parts = torch.arange(len(x0)).chunk(train.accumulate)
         for number, part in enumerate(parts, 1):
-            here = None if cond is None else cond.map(itemgetter(part)).map(methodcaller("to", device))
+            here = None if cond is None else cond.map(itemgetter(part)).map(send)
             dropout = seeded_dropout(model, derive(train.seed, "dropout", now, first + int(part[0])), device)
             with dropout, reduced(losses_of, number == len(parts)):
                 with autocast(device, train.precision):
-                    losses = losses_of(x0[part].to(device), here, sigma[part].to(device), [noise[i] for i in part])
+                    losses = losses_of(send(x0[part]), here, send(sigma[part]), [noise[i] for i in part])
                 loss = losses.sum() / train.batch
                 scaler.scale(loss * world()).backward()  # the mean over processes of this is the mean over the batch
                 own += float(loss.detach())

@@ -146,7 +146,7 @@ class Source:
                 starts, way = ([generator(seed, what, name, int(i)) for i in here] for what in ("start", "way"))
                 x = x0[here] + levels[0] * draw(config.diffusion.noise, x0.shape[1:], starts)
                 steered = bounded(denoise, config, device, given)
-                drawn = SAMPLERS[sample.sampler](steered, x.to(device), levels.to(device), given, generators=way)
+                drawn = SAMPLERS[sample.sampler](steered, x.to(device), levels, given, generators=way)
                 result[here] = drawn.cpu()
         maps = seen.back(seen.unbatch(result))
         values = (maps[0].clip(-1, 1) - seen.offset) / seen.scale

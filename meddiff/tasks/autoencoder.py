@@ -34,7 +34,7 @@ class Autoencoding:
     ) -> Tensor:
         """Mean absolute error of the reconstruction of a draw, plus `kl` times the nats per voxel, (B,)."""
         codec = cast(Codec, model)
-        eps = draw("gaussian", codec.latent_shape(x0.shape[2:]), generators).to(x0)
+        eps = draw("gaussian", codec.latent_shape(x0.shape[2:]), generators, like=x0)
         image, mean, deviation = codec(x0, eps)
         error = (image.float() - x0).abs().flatten(1).mean(1)
         return error + self.kl * kl_divergence(mean, deviation) / x0[0].numel()

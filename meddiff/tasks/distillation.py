@@ -32,5 +32,5 @@ class Distillation(Synthesis):
         """The distillation loss, (B,), of a stretch drawn for every case: of `sigma` the student knows few values only."""
         assert isinstance(model, Preconditioned)
         which = torch.stack([torch.randint(len(self.sigmas), (), generator=g) for g in generators]).to(x0.device)
-        eps = draw("gaussian", x0.shape[1:], generators).to(x0)
+        eps = draw("gaussian", x0.shape[1:], generators, like=x0)
         return distillation_loss(model, self.teacher, x0, eps, which, self.sigmas, cond)

@@ -81,7 +81,7 @@ class Restoration:
         if model.second is None or (model.training and left_out(self.steps, generators)):
             return first
         some = max(1, round(self.share * len(x0))) if model.training else len(x0)
-        eps = draw("gaussian", x0.shape[1:], generators[:some]).to(x0)
+        eps = draw("gaussian", x0.shape[1:], generators[:some], like=x0)
         left = denoising_loss(model.second, z[:some].detach(), eps, sigma[:some], given.map(itemgetter(slice(some))))
         return first + pad(left * len(x0) / some, (0, len(x0) - some))
 

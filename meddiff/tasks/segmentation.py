@@ -12,7 +12,7 @@ from meddiff.diffusion.answered import AnsweredLabels
 from meddiff.diffusion.denoiser import Condition
 from meddiff.diffusion.losses import label_loss, posterior_loss
 from meddiff.diffusion.noise import draw
-from meddiff.diffusion.posterior import LabelPosterior, Posterior
+from meddiff.diffusion.posterior import LabelPosterior, Posterior, one_hot_of_classes
 from meddiff.tasks.task import left_out
 
 
@@ -45,7 +45,7 @@ class Segmentation:
         if isinstance(model, LabelPosterior):
             survival = 1 / (1 + sigma)  # the data's weight in a rectified flow of this sigma
             return first + categorical.loss(model, x0, survival, generators, given)
-        eps = draw("gaussian", (model.classes, *x0.shape[1:]), generators).to(sigma)
+        eps = draw("gaussian", (model.classes, *x0.shape[1:]), generators, like=sigma)
         return first + posterior_loss(model, x0, eps, sigma, given)
 
     def starting(self, classes: int, size: Sequence[int], sigma: float, generators: Sequence[Generator]) -> Tensor:
@@ -53,5 +53,5 @@ class Segmentation:
         if self.diffusion.process == "categorical":
             even = torch.full((len(generators), classes, *size), 1 / classes)
             labels = categorical.drawn(even, generators)
-            return nn.functional.one_hot(labels, classes).movedim(-1, 1).float()
+            return one_hot_of_classes(labels, classes)
         return sigma * draw("gaussian", (classes, *size), generators)

@@ -93,7 +93,7 @@ class Synthesis:
     ) -> Tensor:
         """The denoising loss, (B,)."""
         assert isinstance(model, Preconditioned)
-        eps = draw(self.config.diffusion.noise, x0.shape[1:], generators).to(x0)
+        eps = draw(self.config.diffusion.noise, x0.shape[1:], generators, like=x0)
         reference = agrees = None
         if self.reference is not None:
             reference = self.reference = self.reference.to(x0.device)
