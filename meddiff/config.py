@@ -164,6 +164,7 @@ class TrainConfig(Settings):
     parallel: Literal["ddp", "fsdp"] = "ddp"  # under torchrun: each process holds the whole model, or a share of it
     compile: bool = False  # by torch.compile; needs a C++ compiler on a CPU
     channels_last: bool = False  # memory layout of the convolutions
+    deterministic: bool = True  # the same run gives the same bytes on a GPU too, at some cost of time
     ema_device: Literal["cpu"] | None = None  # where the moving average lives; beside the model unless given
     privacy: PrivacyConfig | None = None  # differential privacy; `batch` is then the patients to be expected in a step
 

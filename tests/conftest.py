@@ -8,6 +8,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 torch.set_num_threads(2)  # for fixtures that are made before the first test
+torch.backends.cudnn.conv.fp32_precision = "ieee"  # where there is a GPU, float32 is float32
 
 
 @pytest.fixture(autouse=True)

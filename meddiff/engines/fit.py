@@ -27,7 +27,7 @@ from meddiff.engines.latents import Codec
 from meddiff.engines.leaks import refuse_leaks
 from meddiff.engines.learnt import sigma_data, space
 from meddiff.engines.log import write_log
-from meddiff.engines.parallel import lay_out
+from meddiff.engines.parallel import lay_out, repeatable
 from meddiff.engines.private import private_trainer
 from meddiff.engines.processes import first, first_alone
 from meddiff.engines.quarantine import Quarantine
@@ -43,7 +43,7 @@ from meddiff.engines.trainer import (
     own_part,
     trainer,
 )
-from meddiff.errors import ManifestError, RunError
+from meddiff.errors import ConfigError, ManifestError, RunError
 from meddiff.seeds import secret
 from meddiff.tasks.task import Task
 
@@ -80,9 +80,9 @@ def fit(
 ) -> Run:
     """Train to `train.steps` and leave a complete run folder; bad input is refused before anything is written.
 
-    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU; of a private
-    run only what is spent is. At a SIGTERM or SIGUSR1 it saves a checkpoint at the step's end and raises Stopped. Under
-    `torchrun` every process calls this.
+    Interrupted at any point and resumed, the weights are those of the uninterrupted run, bit by bit on a CPU, and with
+    `train.deterministic` on a GPU; of a private run only what is spent is. At a SIGTERM or SIGUSR1 it saves a checkpoint at
+    the step's end and raises Stopped. Under `torchrun` every process calls this.
     """
     with ExitStack() as held:
         interruption = held.enter_context(Interruption())
@@ -109,6 +109,7 @@ def _fit(
     elif first():
         held.enter_context(run.writing())
     device = choose_device(train.device)
+    held.enter_context(repeatable(train, device))
     manifest = Manifest.read(config.data.manifest)
     codec = None if config.diffusion.latent is None else Codec.open(config, run, device)
     teacher = None if train.distil is None else Teacher(config, train.distil.teacher, device)
@@ -214,6 +215,11 @@ def _explained(error: Exception, saved: int) -> Exception:
     """What the user can do about an error that torch raises when another process is gone; others as they are."""
     text = str(error)
     go_on = f"The checkpoint of step {saved} is whole; go on from it with --resume." if saved else "Start again."
+    if "deterministic" in text:
+        return ConfigError(
+            f"train.deterministic: this GPU cannot do all of it in the same order each time ({text.splitlines()[0]}). Set "
+            f"train.deterministic=false; the same run will then not give the same bytes again. {go_on}"
+        )
     if "DataLoader worker" in text or isinstance(error, ConnectionError | EOFError):
         what = text.splitlines()[0] if text else type(error).__name__
         return RunError(

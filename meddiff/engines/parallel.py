@@ -4,6 +4,7 @@ Everything here leaves what is computed as it is, to rounding. What only some ru
 seconds.
 """
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils import deterministic
 
 from meddiff.config import TrainConfig
 from meddiff.diffusion.denoiser import Condition
@@ -47,6 +49,26 @@ def lay_out(model: nn.Module, train: TrainConfig, device: torch.device) -> None:
     if train.compile:
         for network in networks:
             network.compile()
+
+
+@contextmanager
+def repeatable(train: TrainConfig, device: torch.device) -> Iterator[None]:
+    """With `train.deterministic`, a GPU sums in the same order each time, as a CPU does anyway: the same bytes from the same run.
+
+    torch raises RuntimeError at an operation that it cannot do so.
+    """
+    if not train.deterministic or device.type != "cuda":
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it before the first matrix product
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        deterministic.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
 
 
 class Objective(nn.Module):

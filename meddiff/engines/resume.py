@@ -44,6 +44,7 @@ def digest(config: Config, others: str = "") -> str:
             "parallel": True,
             "compile": True,
             "channels_last": True,
+            "deterministic": True,
             "ema_device": True,
             "distil": {"teacher"},
         },

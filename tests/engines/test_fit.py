@@ -174,6 +174,17 @@ def test_the_held_out_loss_stays_there_for_who_shows_it(run, tmp_path):
     assert seen == [False, False, True, True, True, True]  # validate_every is 3, and the log is written at 6
 
 
+def test_what_a_gpu_cannot_repeat_is_said_with_the_way_out(tmp_path):
+    def attach(session):
+        def act():
+            raise RuntimeError("avg_pool3d_backward_cuda does not have a deterministic implementation, but you set ...")
+
+        session.engine.add_event_handler(Events.ITERATION_COMPLETED(once=3), act)
+
+    with pytest.raises(ConfigError, match=r"avg_pool3d_backward_cuda.*train.deterministic=false.*step 2 is whole"):
+        fit(config(cohort(), tmp_path / "cache"), tmp_path / "run", attach=[attach])
+
+
 def test_devices_and_precisions_that_are_not_there_are_refused():
     with pytest.raises(ConfigError, match=r"train\.device: 'warp' cannot be used"):
         choose_device("warp")

@@ -149,7 +149,7 @@ def in_process(monkeypatch):
 
 
 def test_the_command_writes_its_figures(in_process, tmp_path):
-    (tmp_path / "c.yaml").write_text(parse_config(tree(cohort(), tmp_path, 2), "test").dump())
+    (tmp_path / "c.yaml").write_text(parse_config(tree(cohort(), tmp_path, device="cpu"), "test").dump())
     options = ["plan", str(tmp_path / "c.yaml"), "--json", str(tmp_path / "p.json")]
     done = CliRunner().invoke(app, options)
     assert done.exit_code == 0, done.output
@@ -168,7 +168,9 @@ def test_the_command_writes_its_figures(in_process, tmp_path):
 def test_a_cpu_that_only_emulates_bf16_is_named(in_process, monkeypatch, caplog, tmp_path):
     monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: False)
     computes_bf16.cache_clear()
-    (tmp_path / "c.yaml").write_text(parse_config(tree(cohort(), tmp_path, precision="bf16"), "test").dump())
+    (tmp_path / "c.yaml").write_text(
+        parse_config(tree(cohort(), tmp_path, precision="bf16", device="cpu"), "test").dump()
+    )
     done = CliRunner().invoke(app, ["plan", str(tmp_path / "c.yaml")])
     computes_bf16.cache_clear()
     assert done.exit_code == 0, done.output
@@ -182,7 +184,7 @@ def test_a_private_run_is_not_planned_as_if_it_were_none(tmp_path):
 
 
 def test_a_probe_runs_in_a_process_of_its_own(tmp_path):
-    request = Request(config=parse_config(tree(cohort(), tmp_path, 2), "test"), batch=1, size=(16, 16))
+    request = Request(config=parse_config(tree(cohort(), tmp_path, device="cpu"), "test"), batch=1, size=(16, 16))
     step = Step.model_validate_json(cli._probe("step", request, 1 << 34))
     assert step.libraries > 100 * MIB
     assert step.peak > step.libraries
