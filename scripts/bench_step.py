@@ -1,11 +1,13 @@
 """One network evaluation and one training step against MONAI's DiffusionModelUNet with the same weights.
 
-    python scripts/bench_step.py [--quick] [--json FILE]
+    python scripts/bench_step.py [--quick] [--json FILE] [--device cuda] [--scale 4] [--compile]
 
-2D: 8 x 1 x 64 x 64; 3D: 2 x 1 x 32 x 32 x 32. Contenders take turns; ratios are of medians of the same run, greater is better.
-MONAI runs as its users run it, in fp32 and under bf16 autocast, with AdamW as it comes; ours with the fused one, as our trainer.
-`error_*` is the relative L2 distance to MONAI's fp32 output.
-Ratios without 2d or 3d in their name are the smaller of the two. A CPU without fast bf16 is measured in fp32 alone.
+2D: 8 x 1 x 64 x 64; 3D: 2 x 1 x 32 x 32 x 32; --scale multiplies the edges. Contenders take turns; ratios are of medians of the same
+run, greater is better. MONAI runs as its users run it, in fp32 and under bf16 autocast, with AdamW as it comes; ours with the
+fused one, as our trainer. `error_*` is the relative L2 distance to MONAI's fp32 output; on CUDA fp32 has torch's defaults, TF32 in
+convolutions. Ratios without 2d or 3d in their name are the smaller of the two. A CPU without fast bf16 is measured in fp32 alone.
+`*_MiB`, on CUDA: the most that tensors of one act took, weights and optimizers of all contenders not counted. --compile: both networks
+by torch.compile too.
 """
 
 import argparse
@@ -14,7 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement, product
 
 import torch
@@ -73,19 +75,19 @@ def networks(case: Case) -> tuple[nn.Module, UNet]:
     return monai, from_monai_weights(ours, monai.state_dict())
 
 
-def autocast(bf16: bool) -> AbstractContextManager:
-    return torch.autocast("cpu", dtype=torch.bfloat16) if bf16 else nullcontext()
+def autocast(device: torch.device, bf16: bool) -> AbstractContextManager:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else nullcontext()
 
 
 def last(net: nn.Module, dims: int) -> nn.Module:
-    """The network with the channels of its weights side by side."""
+    """The network with the channels of its weights side by side, as `train.channels_last`: faster on a CPU, slower on CUDA."""
     layout = torch.channels_last if dims == 2 else torch.channels_last_3d
     return net.to(memory_format=layout)  # type: ignore[call-overload,no-any-return]
 
 
 def inference(net: nn.Module, x: Tensor, t: Tensor, bf16: bool) -> Callable[[], Tensor]:
     def act() -> Tensor:
-        with torch.no_grad(), autocast(bf16):
+        with torch.no_grad(), autocast(x.device, bf16):
             return net(x, t)
 
     return act
@@ -93,10 +95,10 @@ def inference(net: nn.Module, x: Tensor, t: Tensor, bf16: bool) -> Callable[[], 
 
 def training(net: nn.Module, x: Tensor, t: Tensor, bf16: bool, fused: bool = False) -> Callable[[], Tensor]:
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=fused)
-    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    target = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device)
 
     def act() -> Tensor:
-        with autocast(bf16):
+        with autocast(x.device, bf16):
             out = net(x, t)
         loss = (out.float() - target).square().mean()
         loss.backward()
@@ -107,36 +109,54 @@ def training(net: nn.Module, x: Tensor, t: Tensor, bf16: bool, fused: bool = Fal
     return act
 
 
-def medians(contenders: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, float]:
-    """Milliseconds, the contenders taking turns; a first round warms up."""
+def wait(device: torch.device) -> None:
+    """A GPU is handed its work and goes on by itself."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def medians(contenders: dict[str, Callable[[], Tensor]], rounds: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds, the contenders taking turns, and on CUDA MiB; a first round warms up."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
+    memory: dict[str, float] = {}
     for _ in range(rounds + 1):
         for name, act in contenders.items():
+            before = 0
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+                before = torch.cuda.memory_allocated(device)
+            wait(device)
             began = time.perf_counter()
             act()
+            wait(device)
             times[name].append((time.perf_counter() - began) * 1e3)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            if device.type == "cuda":
+                memory[f"{name}_MiB"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    return {f"{name}_ms": statistics.median(values[1:]) for name, values in times.items()} | memory
 
 
-def bench(name: str, case: Case, rounds: int) -> dict[str, float]:
+def bench(name: str, case: Case, rounds: int, device: torch.device, compiled: bool) -> dict[str, float]:
     """Times, ratios and errors of one case."""
-    x = torch.randn(case.size, generator=torch.Generator().manual_seed(0))
-    t = torch.full((len(x),), 500.0)
-    monai, ours = networks(case)
-    last(ours, case.dims)
-    kinds = ("fp32", "bf16") if computes_bf16() else ("fp32",)
+    x = torch.randn(case.size, generator=torch.Generator().manual_seed(0)).to(device)
+    t = torch.full((len(x),), 500.0, device=device)
+    monai, ours = (net.to(device) for net in networks(case))
+    if device.type == "cpu":
+        last(ours, case.dims)
+    kinds = ("fp32", "bf16") if device.type == "cuda" or computes_bf16() else ("fp32",)
     nets = {"monai": monai, "meddiff": ours}
+    if compiled:
+        nets |= {f"{who}_compiled": torch.compile(net) for who, net in nets.items()}
     work = {f"{who}_{kind}": inference(nets[who], x, t, kind == "bf16") for who in nets for kind in kinds}
     truth = work["monai_fp32"]()
     answers = {kind: f"meddiff_{kind}" for kind in kinds} | {f"monai_{kind}": f"monai_{kind}" for kind in kinds[1:]}
     errors = {k: float((work[who]().float() - truth).norm() / truth.norm()) for k, who in answers.items()}
-    result = {f"{name}_inference_{k}_ms": v for k, v in medians(work, rounds).items()}
+    result = {f"{name}_inference_{k}": v for k, v in medians(work, rounds, device).items()}
     steps = {
-        f"{who}_{kind}": training(nets[who], x, t, kind == "bf16", fused=who == "meddiff")
+        f"{who}_{kind}": training(nets[who], x, t, kind == "bf16", fused=who.startswith("meddiff"))
         for who in nets
         for kind in kinds
     }
-    result |= {f"{name}_training_{k}_ms": v for k, v in medians(steps, rounds).items()}
+    result |= {f"{name}_training_{k}": v for k, v in medians(steps, rounds, device).items()}
     for act, (own, other) in product(("inference", "training"), combinations_with_replacement(kinds[::-1], 2)):
         mine, theirs = (result[f"{name}_{act}_{who}_ms"] for who in (f"meddiff_{own}", f"monai_{other}"))
         result[f"{name}_{act}_{own}_vs_monai_{other}"] = theirs / mine
@@ -147,10 +167,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds instead of 9")
     parser.add_argument("--json", help="write the medians here")
+    parser.add_argument("--device", default="cpu", help="cuda, mps or cpu")
+    parser.add_argument("--scale", type=int, default=1, help="so many times the edges of the images")
+    parser.add_argument("--compile", action="store_true", help="measure both networks by torch.compile too")
     options = parser.parse_args()
     result: dict[str, float] = {}
     for name, case in CASES.items():
-        result |= bench(name, case, 3 if options.quick else 9)
+        case = replace(case, size=(*case.size[:2], *(options.scale * n for n in case.size[2:])))
+        result |= bench(name, case, 3 if options.quick else 9, torch.device(options.device), options.compile)
     for key in [key.removeprefix("2d_") for key in result if key.startswith("2d_") and "_vs_" in key]:
         result[key] = min(result[f"{name}_{key}"] for name in CASES)
     for key, value in result.items():
