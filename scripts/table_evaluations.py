@@ -40,9 +40,10 @@ Figures = Mapping[str, float]
 RANGE = (-1.0, 1.0)
 
 
-def at(own: Method, evaluations: int, samples: int | None = None) -> Method:
+def at(own: Method, evaluations: int, samples: int | None = None, batch: int | None = None) -> Method:
     """The same run with so many evaluations; also with 1 and 2, which a config of sampling refuses as a waste."""
-    changed = {"steps": evaluations} | ({} if samples is None else {"samples": samples})
+    asked = {"steps": evaluations, "samples": samples, "batch": batch}
+    changed = {name: value for name, value in asked.items() if value is not None}
     sample = own.config.sample.model_copy(update=changed)
     return replace(own, name=str(evaluations), config=own.config.model_copy(update={"sample": sample}))
 
@@ -143,6 +144,9 @@ def main() -> None:
     parser.add_argument("--split", default="test")
     parser.add_argument("--n", type=int, help="samples of synthesis (default: evaluate.n of the run)")
     parser.add_argument("--samples", type=int, help="of the ensemble of segmentation (default: sample.samples)")
+    parser.add_argument(
+        "--batch", type=int, help="images side by side (default: sample.batch), the more the better on a GPU"
+    )
     parser.add_argument("--limit", type=int, help="only so many cases of segmentation and restoration")
     parser.add_argument("--images", type=int, help="only so many images of a case of restoration")
     given = parser.parse_args()
@@ -155,7 +159,7 @@ def main() -> None:
         if given.n:
             evaluate = own.config.evaluate.model_copy(update={"n": given.n})
             own = replace(own, config=own.config.model_copy(update={"evaluate": evaluate}))
-        own = at(own, own.config.sample.steps, given.samples)
+        own = at(own, own.config.sample.steps, given.samples, given.batch)
         if own.config.task == "synthesis":
             rows = synthesis(own, run, given.evaluations, given.split)
         elif own.config.task == "segmentation":

@@ -63,7 +63,7 @@ def repeatable(train: TrainConfig, device: torch.device) -> Iterator[None]:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch asks for it before the first matrix product
     before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = False  # nothing here reads what it has not written  # type: ignore[attr-defined]
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # nothing reads what was not written
     try:
         yield
     finally:

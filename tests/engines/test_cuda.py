@@ -1,8 +1,4 @@
-"""On a GPU: what a CPU does, to rounding; the same bytes twice; and no waiting inside a sampler. Skipped where there is none."""
-
-import warnings
-from contextlib import contextmanager
-from functools import partial
+"""On a GPU: what a CPU does, to rounding; and the same bytes twice. Skipped where there is none."""
 
 import numpy as np
 import pytest
@@ -13,14 +9,6 @@ from torch import nn
 
 from meddiff.config_file import parse_config
 from meddiff.data.manifest import load_image
-from meddiff.diffusion import categorical
-from meddiff.diffusion.answered import AnsweredLabels
-from meddiff.diffusion.compose import guided, windowed
-from meddiff.diffusion.denoiser import PARAMETERIZATIONS, Condition, Preconditioned
-from meddiff.diffusion.inverse import given_noisy
-from meddiff.diffusion.posterior import LabelPosterior, Posterior
-from meddiff.diffusion.samplers import SAMPLERS
-from meddiff.diffusion.sigmas import karras
 from meddiff.engines.checkpoint import load_checkpoint
 from meddiff.engines.fit import fit
 from meddiff.engines.measure import Request, measure_step
@@ -28,7 +16,6 @@ from meddiff.engines.predict import draw_samples
 from meddiff.engines.restore import restore
 from meddiff.engines.segment import segment
 from meddiff.networks.norm import LARGE, GroupNorm
-from meddiff.networks.unet import UNet
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -145,74 +132,6 @@ def test_every_switch_of_training_learns(tmp_path, dims, train):
 def test_a_step_is_measured_in_the_memory_of_the_gpu(tmp_path):
     step = measure_step(Request(config=settings(tmp_path / "cache"), batch=4, size=(16, 16)))
     assert step.libraries <= step.after < step.peak < 2**30
-
-
-@contextmanager
-def no_waiting():
-    """RuntimeError where the CPU waits for the GPU."""
-    torch.cuda.synchronize()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch calls it a prototype, which does not see all of them
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def network(channels=1, beside=0):
-    torch.manual_seed(0)
-    return UNet(
-        spatial_dims=2,
-        in_channels=channels,
-        out_channels=channels,
-        cond_channels=beside,
-        channels=(8, 16),
-        attention=(False, True),
-        head_channels=8,
-        blocks=1,
-    ).to(GPU)
-
-
-def answered(discrete=False):
-    """A segmentation of 3 labels, and the condition that it samples with."""
-    first = UNet(spatial_dims=2, in_channels=1, out_channels=3, channels=(8, 16), blocks=1).to(GPU)
-    own = AnsweredLabels(first, network(3, beside=4), 1)
-    with torch.no_grad():
-        cond = own.answered(Condition(torch.randn(2, 1, 16, 16, device=GPU)))
-    return (LabelPosterior if discrete else Posterior)(own, 3), cond
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("kind", [*PARAMETERIZATIONS, "answered", "given_noisy", "windowed", "guided"])
-def test_a_sampler_never_waits(sampler, kind):
-    x, cond = torch.randn(2, 3 if kind == "answered" else 1, 16, 16, device=GPU), None
-    if kind == "answered":
-        denoise, cond = answered()
-    else:
-        denoise = Preconditioned(network(), kind if kind in PARAMETERIZATIONS else "edm")
-    if kind == "given_noisy":
-        denoise = given_noisy(denoise, x, 0.5)
-    if kind == "windowed":
-        denoise = windowed(denoise, (8, 16), (4, 0), 2)
-    if kind == "guided":
-        denoise = guided(denoise, 2.0)
-    draws = [torch.Generator().manual_seed(i) for i in range(2)]
-    act = partial(SAMPLERS[sampler], denoise, x, karras(6, 0.1, 80.0), cond, generators=draws)
-    act()  # the first time libraries are loaded
-    with no_waiting():
-        found = act()
-    assert found.isfinite().all()
-
-
-def test_the_discrete_sampler_never_waits():
-    denoise, cond = answered(discrete=True)
-    draws = [torch.Generator().manual_seed(i) for i in range(2)]
-    act = partial(categorical.sample, denoise, torch.ones(2, 3, 16, 16, device=GPU), categorical.grid(5), cond, draws)
-    act()
-    with no_waiting():
-        found = act()
-    torch.testing.assert_close(found.sum(1), torch.ones(2, 16, 16, device=GPU))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
