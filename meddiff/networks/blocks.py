@@ -178,7 +178,13 @@ def head(spatial_dims: int, groups: int, inputs: int, outputs: int) -> nn.Sequen
 
 def halved(x: Tensor) -> Tensor:
     """Averages of 2 voxels an axis, (B, C, *spatial / 2)."""
-    return F.avg_pool2d(x, 2) if x.ndim == 4 else F.avg_pool3d(x, 2)
+    if x.ndim == 4:
+        return F.avg_pool2d(x, 2)
+    if not x.requires_grad:
+        return F.avg_pool3d(x, 2)
+    for axis in range(2, 5):  # the backward pass of that on CUDA sums in another order each time
+        x = x.narrow(axis, 0, x.shape[axis] // 2 * 2).unflatten(axis, (-1, 2)).mean(axis + 1)
+    return x
 
 
 def doubled(x: Tensor) -> Tensor:

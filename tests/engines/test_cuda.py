@@ -5,7 +5,6 @@ import pytest
 import torch
 from cohort import cohort, tree
 from ignite.engine import Events
-from torch import nn
 
 from meddiff.config_file import parse_config
 from meddiff.data.manifest import load_image
@@ -15,7 +14,6 @@ from meddiff.engines.measure import Request, measure_step
 from meddiff.engines.predict import draw_samples
 from meddiff.engines.restore import restore
 from meddiff.engines.segment import segment
-from meddiff.networks.norm import LARGE, GroupNorm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -132,32 +130,3 @@ def test_every_switch_of_training_learns(tmp_path, dims, train):
 def test_a_step_is_measured_in_the_memory_of_the_gpu(tmp_path):
     step = measure_step(Request(config=settings(tmp_path / "cache"), batch=4, size=(16, 16)))
     assert step.libraries <= step.after < step.peak < 2**30
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("size", [(320, 320), (48, 48, 48)], ids=str)
-def test_a_large_map_is_normalised_as_in_float32(dtype, size):
-    torch.manual_seed(0)
-    ours, theirs = (norm(8, 64).to(GPU) for norm in (GroupNorm, nn.GroupNorm))
-    for p in ours.parameters():
-        nn.init.normal_(p)
-    theirs.load_state_dict(ours.state_dict())
-    x = (3 * torch.randn(2, 64, *size, device=GPU) + torch.randn(1, 64, *[1] * len(size), device=GPU)).to(dtype)
-    assert x.numel() >= LARGE
-    grad = torch.randn(x.shape, device=GPU)
-    seen, exact = x.clone().requires_grad_(), x.double().requires_grad_()
-    with torch.autocast("cuda", dtype=dtype):
-        found = ours(seen)
-        with torch.no_grad():
-            assert torch.equal(ours(x), found)
-    wanted = theirs.double()(exact)
-    assert found.dtype == dtype
-    found.backward(grad.to(dtype))
-    wanted.backward(grad.to(dtype).double())
-    for one, other, bound in [
-        (found, wanted, 3e-3),
-        (seen.grad, exact.grad, 6e-3),
-        (ours.weight.grad, theirs.weight.grad, 1e-4),
-        (ours.bias.grad, theirs.bias.grad, 1e-4),
-    ]:
-        assert (one.double() - other).norm() <= bound * other.norm()

@@ -9,7 +9,7 @@ from redrawn import redrawn
 
 from meddiff.diffusion.denoiser import Condition
 from meddiff.errors import NetworkError
-from meddiff.networks.blocks import Attention, Upsample, convolution, depth_to_space, doubled, space_to_depth
+from meddiff.networks.blocks import Attention, Upsample, convolution, depth_to_space, doubled, halved, space_to_depth
 from meddiff.networks.unet import UNet
 
 NOISE = torch.tensor([-0.5, 0.7])  # c_noise of a batch of two
@@ -363,3 +363,17 @@ def test_doubling_is_linear_interpolation_with_its_gradient(size):
     torch.testing.assert_close(doubled(x), expected)
     given, wanted = (torch.autograd.grad((out * weights).sum(), x)[0] for out in (doubled(x), expected))
     torch.testing.assert_close(given, wanted)
+
+
+@pytest.mark.parametrize("size", [(8, 6), (8, 6, 4), (7, 6, 5)], ids=str)
+def test_halving_with_a_gradient_is_halving_without_one(size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    seen, other = x.clone().requires_grad_(), x.clone().requires_grad_()
+    found = halved(seen)
+    wanted = (F.avg_pool2d if x.ndim == 4 else F.avg_pool3d)(other, 2)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(halved(x), wanted)
+    slope = torch.randn_like(wanted)
+    found.backward(slope)
+    wanted.backward(slope)
+    torch.testing.assert_close(seen.grad, other.grad)
