@@ -1,13 +1,12 @@
 """One network evaluation and one training step against MONAI's DiffusionModelUNet with the same weights.
 
-    python scripts/bench_step.py [--quick] [--json FILE] [--device cuda] [--scale 4] [--compile]
+    python scripts/bench_step.py [--quick] [--json FILE] [--device cuda] [--scale 2]
 
 2D: 8 x 1 x 64 x 64; 3D: 2 x 1 x 32 x 32 x 32; --scale multiplies the edges. Contenders take turns; ratios are of medians of the same
 run, greater is better. MONAI runs as its users run it, in fp32 and under bf16 autocast, with AdamW as it comes; ours with the
 fused one, as our trainer. `error_*` is the relative L2 distance to MONAI's fp32 output; on CUDA fp32 has torch's defaults, TF32 in
 convolutions. Ratios without 2d or 3d in their name are the smaller of the two. A CPU without fast bf16 is measured in fp32 alone.
-`*_MiB`, on CUDA: the most that tensors of one act took, weights and optimizers of all contenders not counted. --compile: both networks
-by torch.compile too.
+`*_MiB`, on CUDA: the most that tensors of one act took, weights and optimizers of all contenders not counted.
 """
 
 import argparse
@@ -135,7 +134,7 @@ def medians(contenders: dict[str, Callable[[], Tensor]], rounds: int, device: to
     return {f"{name}_ms": statistics.median(values[1:]) for name, values in times.items()} | memory
 
 
-def bench(name: str, case: Case, rounds: int, device: torch.device, compiled: bool) -> dict[str, float]:
+def bench(name: str, case: Case, rounds: int, device: torch.device) -> dict[str, float]:
     """Times, ratios and errors of one case."""
     x = torch.randn(case.size, generator=torch.Generator().manual_seed(0)).to(device)
     t = torch.full((len(x),), 500.0, device=device)
@@ -144,15 +143,13 @@ def bench(name: str, case: Case, rounds: int, device: torch.device, compiled: bo
         last(ours, case.dims)
     kinds = ("fp32", "bf16") if device.type == "cuda" or computes_bf16() else ("fp32",)
     nets = {"monai": monai, "meddiff": ours}
-    if compiled:
-        nets |= {f"{who}_compiled": torch.compile(net) for who, net in nets.items()}
     work = {f"{who}_{kind}": inference(nets[who], x, t, kind == "bf16") for who in nets for kind in kinds}
     truth = work["monai_fp32"]()
     answers = {kind: f"meddiff_{kind}" for kind in kinds} | {f"monai_{kind}": f"monai_{kind}" for kind in kinds[1:]}
     errors = {k: float((work[who]().float() - truth).norm() / truth.norm()) for k, who in answers.items()}
     result = {f"{name}_inference_{k}": v for k, v in medians(work, rounds, device).items()}
     steps = {
-        f"{who}_{kind}": training(nets[who], x, t, kind == "bf16", fused=who.startswith("meddiff"))
+        f"{who}_{kind}": training(nets[who], x, t, kind == "bf16", fused=who == "meddiff")
         for who in nets
         for kind in kinds
     }
@@ -169,12 +166,11 @@ def main() -> None:
     parser.add_argument("--json", help="write the medians here")
     parser.add_argument("--device", default="cpu", help="cuda, mps or cpu")
     parser.add_argument("--scale", type=int, default=1, help="so many times the edges of the images")
-    parser.add_argument("--compile", action="store_true", help="measure both networks by torch.compile too")
     options = parser.parse_args()
     result: dict[str, float] = {}
     for name, case in CASES.items():
         case = replace(case, size=(*case.size[:2], *(options.scale * n for n in case.size[2:])))
-        result |= bench(name, case, 3 if options.quick else 9, torch.device(options.device), options.compile)
+        result |= bench(name, case, 3 if options.quick else 9, torch.device(options.device))
     for key in [key.removeprefix("2d_") for key in result if key.startswith("2d_") and "_vs_" in key]:
         result[key] = min(result[f"{name}_{key}"] for name in CASES)
     for key, value in result.items():
