@@ -6,6 +6,7 @@ Synthesis: sliced Wasserstein distance of `evaluate.n` samples to as many held-o
 the row `training` is the mean of 20 random sets of training images. Segmentation: Dice and calibration error of the ensemble.
 Restoration: PSNR and spectrum of one sample, by level of noise. One evaluation is the first answer, the best guess of everything:
 for synthesis the mean of all images. Seconds are those of the whole row on this machine, metrics included.
+Each row is told and kept as soon as it is found, so that what is stopped is not lost.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from meddiff.cli.console import begin, show
+from meddiff.cli.console import begin, show, tell
 from meddiff.engines.evaluate import real_images
 from meddiff.engines.evaluate_cases import Method, held_out, method, segmented
 from meddiff.engines.evaluate_restored import restored
@@ -168,16 +169,20 @@ def main() -> None:
             rows = restoration(own, run, given.evaluations, given.split, given.limit, given.images)
         else:
             raise RunError(f"{given.run}: a run of {own.config.task} is evaluated once; give one that samples.")
-        found = dict(timed(rows))
+        given.output.mkdir(parents=True, exist_ok=True)
+        found = dict[str, Figures]()
+        facts = {"task": own.config.task, "split": given.split, "weights": own.card.weights, "rows": found}
+        for name, figures in timed(rows):
+            found[name] = figures
+            row = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
+            tell.print(f"{name}: {row}", highlight=False)
+            (given.output / "evaluations.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except MeddiffError as e:
         parser.error(str(e))
     table = Table("evaluations", *next(iter(found.values())))
     for name, figures in found.items():
         table.add_row(name, *(f"{value:.4g}" for value in figures.values()))
     show(table)
-    given.output.mkdir(parents=True, exist_ok=True)
-    facts = {"task": own.config.task, "split": given.split, "weights": own.card.weights, "rows": found}
-    (given.output / "evaluations.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     picture(given.output / "evaluations.png", found)
 
 
