@@ -1,11 +1,12 @@
 """How long it takes to be as good: synthesis and segmentation by a recipe of ours, and as users of MONAI do it.
 
     python scripts/bench_time_to_quality.py [--quick] [--json FILE] [--only synthesis|segmentation] [--manifest FILE]
-        [--run RUN] [--set KEY=VALUE] [--marks 1 2 3]
+        [--run RUN [--student RUN ...]] [--set KEY=VALUE] [--marks 1 2 3]
 
 Synthesis: one trained network, whose denoiser is sampled by our recipe, by MONAI's DDPM with 1000 steps and by its DDIM with 50.
 The n samples are drawn in batches that take turns; the time is that of drawing alone. `ratio` is the time of DDPM-1000 over that of
-the fastest of ours whose sliced Wasserstein distance is not worse.
+the fastest of ours whose sliced Wasserstein distance is not worse. Students that were distilled from that network have a ratio of their
+own, since they have other weights, and took their own time to train.
 
 Segmentation: our config, and the recipe of MONAI's tutorial on diffusion segmentation (Wolleb et al. 2021): a `DiffusionModelUNet`
 of the same channels, blocks and attention that sees the image beside a noisy mask of each label and predicts the noise, 1000 steps
@@ -22,7 +23,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -80,7 +81,9 @@ class Point(NamedTuple):
     more: str = ""
 
 
-def synthesis(run: Run, n: int, evaluations: Sequence[int], split: str) -> tuple[list[Point], float]:
+def synthesis(
+    run: Run, students: Sequence[Run], n: int, evaluations: Sequence[int], split: str
+) -> tuple[list[Point], float]:
     """Distance against time of each way to draw n samples, and the distance of as many training images."""
     own = method("ours", run, choose_device("cpu"))
     if not isinstance(own.model, Preconditioned) or own.config.condition.any or own.config.data.paired:
@@ -89,8 +92,13 @@ def synthesis(run: Run, n: int, evaluations: Sequence[int], split: str) -> tuple
     real = real_images(config, run.manifest(), split)
     judge = Judge(real.training, real.held_out, real.patients, {"radiomic": radiomics}, config.evaluate.projections)
     ways: dict[str, Callable[[list[str]], Tensor]] = {}
-    for count in evaluations:
-        sampled = own.with_sample(f"ours, {count} evaluations", steps=count)
+    several = [own.with_sample(f"ours, {count} evaluations", steps=count) for count in evaluations]
+    for student in students:
+        learned = method("student", student, choose_device("cpu"))
+        if learned.card.teacher != own.card.weights:
+            raise RunError(f"{student.folder}: was not distilled from {run.folder}. Give a student of that run.")
+        several.append(replace(learned, name=f"student, {learned.config.sample.steps} evaluations"))
+    for sampled in several:
         ways[sampled.name] = lambda names, one=sampled: torch.stack(list(draw_samples(one.model, one.config, names, 0)))
     size = (1, *config.data.size)
     denoise = bounded(own.model, own.config, torch.device("cpu"), None)  # clamped and cast as our samplers use it
@@ -229,14 +237,18 @@ def show(title: str, what: str, points: Sequence[Point]) -> None:
         print(f"{point.name:34}{point.seconds:10.1f}{point.quality:12.4f}   {point.more}")
 
 
-def synthesis_result(run: Run, n: int, evaluations: Sequence[int]) -> dict[str, object]:
-    points, floor = synthesis(run, n, evaluations, "test")
+def synthesis_result(run: Run, students: Sequence[Run], n: int, evaluations: Sequence[int]) -> dict[str, object]:
+    points, floor = synthesis(run, students, n, evaluations, "test")
     show(f"Synthesis, {n} samples; as many training images are {floor:.4f} away", "distance", points)
-    ours, slow = points[:-2], points[-1]
-    fast = [p for p in ours if p.quality <= slow.quality]
-    ratio = slow.seconds / min(p.seconds for p in fast) if fast else 0.0
-    print(f"time of DDPM-1000 over the fastest of ours that is not worse: {ratio:.1f}\n")
-    return {"synthesis_time_vs_monai_ddpm": round(ratio, 2), **_flat("synthesis", points), "synthesis_floor": floor}
+    ratios = {}
+    for who in ["ours", "student"] if students else ["ours"]:
+        slow = points[-1]
+        fast = [p for p in points if p.name.startswith(who) and p.quality <= slow.quality]
+        ratio = slow.seconds / min(p.seconds for p in fast) if fast else 0.0
+        print(f"time of DDPM-1000 over the fastest {who} that is not worse: {ratio:.1f}")
+        ratios["synthesis_time_vs_monai_ddpm" + ("" if who == "ours" else "_distilled")] = round(ratio, 2)
+    print()
+    return {**ratios, **_flat("synthesis", points), "synthesis_floor": floor}
 
 
 def segmentation_result(points: list[Point], own: int, other: int) -> dict[str, object]:
@@ -265,6 +277,9 @@ def main() -> None:
     parser.add_argument("--only", choices=["synthesis", "segmentation"])
     parser.add_argument("--manifest", type=Path, help="of scans with label maps; computed heads unless given")
     parser.add_argument("--run", type=Path, help="a trained run of synthesis, in place of training one")
+    parser.add_argument(
+        "--student", type=Path, nargs="+", default=[], help="runs that were distilled from that of --run"
+    )
     parser.add_argument("--synthesis", type=Path, default=CONFIGS / "synthesis_2d_ct.yaml", help="config")
     parser.add_argument("--segmentation", type=Path, default=CONFIGS / "segmentation_2d_ct.yaml", help="config")
     parser.add_argument(
@@ -281,6 +296,8 @@ def main() -> None:
     )
     parser.add_argument("--monai-lr", type=float, default=3e-4, help="of the tutorial's Adam (default: 3e-4)")
     given = parser.parse_args()
+    if given.student and not given.run:
+        parser.error("--student: give its teacher with --run.")
     result: dict[str, object] = {"threads": torch.get_num_threads()}
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
@@ -290,7 +307,8 @@ def main() -> None:
             if given.only != "segmentation":
                 config = load_config(given.synthesis, [*settings, *(["train.reference=64"] if given.quick else [])])
                 run = Run.open(given.run) if given.run else fit(config, folder / "synthesis")
-                result |= synthesis_result(run, given.n or (32 if given.quick else 256), given.evaluations)
+                students = [Run.open(folder) for folder in given.student]
+                result |= synthesis_result(run, students, given.n or (32 if given.quick else 256), given.evaluations)
             if given.only != "synthesis":
                 config = load_config(given.segmentation, settings)
                 marks = sorted(given.marks or ([1] if given.quick else [1, 2, 3]))

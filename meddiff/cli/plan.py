@@ -1,7 +1,6 @@
 """`meddiff plan`: what a run will cost, before it starts."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -132,17 +131,9 @@ def _memory(device: str) -> int:
         import torch
 
         return torch.cuda.mem_get_info()[0]
-    most = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    free, group = (
-        Path("/proc/meminfo"),
-        Path("/sys/fs/cgroup/memory.max"),
-    )  # a job of SLURM or a container has its own limit
-    if free.exists():
-        lines = free.read_text().splitlines()
-        most += [1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")]
-    if group.exists() and (limit := group.read_text().strip()).isdigit():
-        most.append(int(limit))
-    return min(most)
+    from meddiff.data.memory import available
+
+    return available()
 
 
 def _bytes(text: str) -> float:

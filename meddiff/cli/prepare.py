@@ -18,20 +18,32 @@ def command(
 ) -> None:
     """Preprocess every case of a manifest into the cache; `meddiff train` does so by itself where it is missing.
 
+    What is there already is checked, byte by byte, and made again only where it is damaged. Cases that cannot be read are
+    named and left out, as they are in training, up to data.unreadable_limit.
+
     Example: `meddiff prepare data_manifests/ct.jsonl configs/synthesis_2d_ct.yaml`
     """
     begin(quiet)
+    from collections.abc import Sequence
+
     from meddiff.config_file import load_config
-    from meddiff.data.manifest import Manifest
-    from meddiff.data.store import Store
-    from meddiff.engines.processes import join, mine
+    from meddiff.data.conditions import learn, stores
+    from meddiff.data.manifest import Case, Manifest
+    from meddiff.engines.processes import join, mine, total
+    from meddiff.engines.quarantine import Quarantine
 
     join()
     settings = load_config(config, [*(set_ or ()), f"data.manifest={manifest}"])
-    cases = Manifest.read(manifest)
-    store = Store(settings.data)
+    every = Manifest.read(manifest)
+    kept = stores(settings, tuple(learn(settings, every).labels))
     with progress(quiet) as bar:
-        own = mine(cases.cases)
-        task = bar.add_task("Preprocessing", total=len(own), note="")
-        store.prepare(cases, own, lambda case: bar.advance(task))
-    tell.print(f"{len(cases.cases)} cases ready in {store.folder}", highlight=False)
+        task = bar.add_task("Preprocessing", note="")
+
+        def prepared(cases: Sequence[Case]) -> int:
+            bar.reset(task, total=len(cases) * len(kept))
+            for store in kept:
+                store.prepare(every, cases, lambda case: bar.advance(task), verify=True)
+            return len(cases)
+
+        ready = Quarantine(settings.data.unreadable_limit, len(every.cases)).readable(mine(every.cases), prepared)
+    tell.print(f"{total(ready):.0f} of {len(every.cases)} cases ready in {kept[0].folder}", highlight=False)

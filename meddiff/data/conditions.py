@@ -49,12 +49,17 @@ def images_of(
 ) -> Images:
     """Cases with all that the config conditions on, preprocessed."""
     labels, dims = tuple(known.labels), config.network.spatial_dims
-    entries = Store(config.data, labels).prepare(manifest, cases, on_case)
-    given = None
-    if config.condition.image:
-        given = Store(given_data(config.data, config.condition.image))
+    own, *others = stores(config, labels)
+    entries, given = own.prepare(manifest, cases, on_case), next(iter(others), None)
+    if given:
         given.prepare(manifest, cases)
     return Images(manifest, cases, config.data, dims, entries, labels, given, told(config, known, cases))
+
+
+def stores(config: Config, labels: Sequence[str]) -> list[Store]:
+    """What of each case is preprocessed: its image, with a label map where there are labels, and the other image it is given."""
+    given = config.condition.image
+    return [Store(config.data, labels), *([Store(given_data(config.data, given))] if given else [])]
 
 
 def given_data(data: DataConfig, given: GivenImage) -> DataConfig:

@@ -2,29 +2,58 @@
 
 One `.npy` (float16, memory-mapped), one `.json` (grid, intensity record, foreground) and, for tasks with labels, one
 `.label.npy` (uint8) per case. The name is a hash of the preprocessing settings and of the source's bytes, so that a changed
-setting or scan can never meet a stale entry.
+setting or scan can never meet a stale entry. The record holds the SHA-256 of the arrays: what is not as it was written is made again.
 """
 
 import hashlib
 import json
+import logging
+import math
 import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from meddiff.config import DataConfig
+from meddiff.data.files import digest_file
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
+from meddiff.data.memory import available
 from meddiff.data.transforms import AXES, intensity_record, placing, preprocessing, to_meta
-from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, MeddiffError
+from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, MeddiffError, RunError
 from meddiff.imaging.geometry import Geometry
 from meddiff.imaging.volume import Volume
 
+log = logging.getLogger(__name__)
 FORMAT = 3  # raise it when the preprocessing changes what it computes
+MOST_TOGETHER = 8  # cases that are prepared at once
+BYTES_PER_VOXEL = 32  # of the source, that preparing takes
 BACKGROUND = -0.9  # model units; a voxel above it is foreground
+
+
+class Kept(BaseModel):
+    """One array of an entry, as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    size: int  # bytes
+    changed_ns: int  # time of modification
+
+    @classmethod
+    def of(cls, path: Path) -> "Kept":
+        """The file as it is now."""
+        state = path.stat()
+        return cls(sha256=digest_file(path), size=state.st_size, changed_ns=state.st_mtime_ns)
+
+    def untouched(self, path: Path) -> bool:
+        """Whether the file has the size and the time that it was written with."""
+        state = path.stat()
+        return (state.st_size, state.st_mtime_ns) == (self.size, self.changed_ns)
 
 
 class Entry(BaseModel):
@@ -40,6 +69,7 @@ class Entry(BaseModel):
     unit: str
     foreground: tuple[float, ...]  # share of voxels above BACKGROUND, per slice along data.axis
     stamp: tuple[tuple[int, int], ...]  # size and modification time of the source's files when they were last hashed
+    arrays: dict[str, Kept]  # by suffix
 
     @property
     def geometry(self) -> Geometry:
@@ -66,38 +96,64 @@ class Store:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     def prepare(
-        self, manifest: Manifest, cases: Iterable[Case], on_case: Callable[[Case], None] | None = None
+        self,
+        manifest: Manifest,
+        cases: Iterable[Case],
+        on_case: Callable[[Case], None] | None = None,
+        verify: bool = False,  # hash what is there already; else only what has another size or time than it was written with
     ) -> list[Entry]:
-        """The entries of `cases`, made where they are missing.
+        """The entries of `cases`, made where they are missing or damaged, several at once.
 
         CaseError where a source cannot be read, or is not the one that was scanned: it is hashed whenever its size or time
-        changed.
+        changed. RunError where the cache cannot be written.
         """
-        entries = []
-        for case in cases:
+        cases, entries = list(cases), []
+
+        def one(case: Case) -> Entry:
             try:
-                entries.append(self._entry(manifest, case))
+                return self._entry(manifest, case, verify)
             except (ImageError, GeometryError, ManifestError) as e:
                 raise CaseError(_named(case, e), case.case) from e
-            if on_case:
-                on_case(case)
+
+        with ThreadPoolExecutor(_together(cases)) as pool:
+            for case, entry in zip(cases, pool.map(one, cases), strict=True):
+                entries.append(entry)
+                if on_case:
+                    on_case(case)
         return entries
 
-    def _entry(self, manifest: Manifest, case: Case) -> Entry:
-        entry = self._found(case)
+    def _entry(self, manifest: Manifest, case: Case, verify: bool) -> Entry:
+        entry = self._found(case, verify)
         if entry is None or entry.stamp != self._stamp(manifest, case):
             manifest.verify(case)
             entry = self._make(manifest, case)
         return entry
 
-    def _found(self, case: Case) -> Entry | None:
-        """The record of a case; None where there is none, or it or the arrays it is of are damaged."""
+    def _found(self, case: Case, verify: bool) -> Entry | None:
+        """The record of a case; None where there is none, or its arrays are not those that were written."""
         try:
-            entry = Entry.model_validate_json((self.folder / f"{self.key(case)}.json").read_bytes())
-            arrays = [(self.array(case), np.float16), *([(self.label(case), np.uint8)] if self.labels else [])]
-        except (FileNotFoundError, ValidationError, CaseError):
+            entry = Entry.model_validate_json(self._path(case, ".json").read_bytes())
+            paths = {suffix: self._path(case, suffix) for suffix in entry.arrays}
+            now = {
+                suffix: kept if kept.untouched(paths[suffix]) and not verify else Kept.of(paths[suffix])
+                for suffix, kept in entry.arrays.items()
+            }
+        except (FileNotFoundError, ValidationError):
             return None
-        return entry if all(a.shape == entry.shape and a.dtype == kind for a, kind in arrays) else None
+        damaged = [paths[suffix] for suffix, kept in entry.arrays.items() if now[suffix].sha256 != kept.sha256]
+        if damaged:
+            log.warning("%s: is not what was written there; made again from the scan of %s.", damaged[0], case.case)
+            return None
+        if now != entry.arrays:
+            entry = entry.model_copy(update={"arrays": now})
+            self._record(case, entry)
+        return entry
+
+    def _path(self, case: Case, suffix: str) -> Path:
+        return self.folder / f"{self.key(case)}{suffix}"
+
+    def _record(self, case: Case, entry: Entry) -> None:
+        _write(self._path(case, ".json"), lambda file: file.write(entry.model_dump_json().encode()))
 
     def _stamp(self, manifest: Manifest, case: Case) -> tuple[tuple[int, int], ...]:
         paths = manifest.resolve(case.source(self.data.modality))
@@ -113,7 +169,7 @@ class Store:
 
     def _read(self, case: Case, suffix: str) -> np.ndarray:
         try:
-            return open_array(self.folder / f"{self.key(case)}{suffix}")
+            return open_array(self._path(case, suffix))
         except ManifestError as e:
             raise CaseError(f"{case.case}: {e}", case.case) from e
 
@@ -121,7 +177,7 @@ class Store:
         """Delete the entry of a case; whether there was one."""
         found = False
         for suffix in (".json", ".npy", ".label.npy"):  # the record first: without it there is no entry
-            path = self.folder / f"{self.key(case)}{suffix}"
+            path = self._path(case, suffix)
             found |= path.exists()
             path.unlink(missing_ok=True)
         return found
@@ -131,11 +187,18 @@ class Store:
         return placing(self.data, label=True)({"image": to_meta(volume)})["image"].numpy()[0].astype(np.uint8)
 
     def _make(self, manifest: Manifest, case: Case) -> Entry:
+        _refuse_larger_than_memory(case)
+        stamp = self._stamp(manifest, case)  # of before it is read
         volume = load_image(manifest, case, self.data.modality)
         image = self.compose({"image": to_meta(volume)})["image"]
         scale, offset = intensity_record(image)
         array = image.numpy()[0]
         along = tuple(i for i in range(3) if i != AXES[self.data.axis])
+        arrays = {".npy": array.astype(np.float16)}
+        if self.labels:
+            arrays[".label.npy"] = self._label(manifest, case)
+        for suffix, values in arrays.items():
+            write_array(self._path(case, suffix), values)
         entry = Entry(
             shape=array.shape,
             affine=tuple(map(tuple, np.asarray(image.affine, dtype=float).tolist())),
@@ -144,15 +207,10 @@ class Store:
             modality=volume.modality,
             unit=volume.unit,
             foreground=tuple((array > BACKGROUND).mean(along).round(6).tolist()),
-            stamp=self._stamp(manifest, case),
+            stamp=stamp,
+            arrays={suffix: Kept.of(self._path(case, suffix)) for suffix in arrays},
         )
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        name = self.folder / self.key(case)
-        write_array(name.with_suffix(".npy"), array.astype(np.float16))
-        if self.labels:
-            write_array(name.with_suffix(".label.npy"), self._label(manifest, case))
-        # the record is written last: an entry is whole when its record is there
-        _write(name.with_suffix(".json"), lambda file: file.write(entry.model_dump_json().encode()))
+        self._record(case, entry)  # last: an entry is whole when its record is there
         return entry
 
 
@@ -196,6 +254,23 @@ def numbered(volume: Volume, case: Case, names: Sequence[str]) -> Volume:
     return Volume(array, volume.geometry, volume.modality, volume.unit)
 
 
+def _together(cases: Sequence[Case]) -> int:
+    """How many cases are prepared at once: no more than there are cores, and than memory has room for."""
+    largest = max((math.prod(case.shape) for case in cases), default=1)
+    return max(1, min(MOST_TOGETHER, os.cpu_count() or 1, available() // (BYTES_PER_VOXEL * largest)))
+
+
+def _refuse_larger_than_memory(case: Case) -> None:
+    """ManifestError where not even two copies of the image in float32 find room, its own and that in another grid."""
+    need, free = 2 * 4 * math.prod(case.shape), available()
+    if need > free:
+        size = " x ".join(map(str, case.shape))
+        raise ManifestError(
+            f"{case.case}: its {size} voxels need {need / 2**30:.1f} GiB of memory at the least, {free / 2**30:.1f} GiB are "
+            "free. Free some, prepare it on a larger machine, or remove the case."
+        )
+
+
 def _named(case: Case, error: MeddiffError) -> str:
     """The message of an error with the case it is about."""
     return str(error) if str(error).startswith(case.case) else f"{case.case}: {error}"
@@ -237,13 +312,20 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def _write(path: Path, fill: Callable) -> None:
-    """A file under its final name only when whole; two processes may write the same one."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    """A file under its final name only when whole; two processes may write the same one. RunError where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
+            try:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as e:
+        raise RunError(
+            f"{path}: this file of the cache cannot be written ({e}). What was prepared before it stays. Free space, or choose "
+            "another place with data.cache or $MEDDIFF_CACHE."
+        ) from e

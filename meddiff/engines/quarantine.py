@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from meddiff.data.latents import LatentImages
 from meddiff.data.loader import Images
@@ -12,6 +13,7 @@ from meddiff.engines.run import Run
 from meddiff.errors import CaseError, ManifestError
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Quarantine:
@@ -34,7 +36,7 @@ class Quarantine:
             )
         log.warning("%s. It is left out; so far %d of %d cases.", why.rstrip("."), len(self.cases), self.among)
 
-    def readable(self, cases: Sequence[Case], build: Callable[[Sequence[Case]], Images]) -> Images:
+    def readable(self, cases: Sequence[Case], build: Callable[[Sequence[Case]], T]) -> T:
         """What `build` makes of the cases, without those that it raises CaseError for."""
         left = list(cases)
         while True:

@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from meddiff.config import Config
 from meddiff.config_file import load_config
-from meddiff.data.conditions import given_data
+from meddiff.data.conditions import stores
 from meddiff.data.latents import latents_path
 from meddiff.data.manifest import Manifest
-from meddiff.data.store import Store
 from meddiff.diffusion.compose import latent
 from meddiff.engines.card import Card, build_model
 from meddiff.engines.checkpoint import write_atomic
@@ -135,13 +134,11 @@ class Run:
     def forget_cache(self) -> int:
         """Delete the preprocessed volumes that this run was trained on, which are made again when needed; how many."""
         config, card, cases = self.config(), Card.read(self.card_path), self.manifest().cases
-        stores = [Store(config.data, tuple(card.labels))]
-        if config.condition.image:
-            stores.append(Store(given_data(config.data, config.condition.image)))
+        kept = stores(config, tuple(card.labels))
         if card.latents is not None:
             for case in cases:
-                latents_path(stores[0], case, card.latents.autoencoder).unlink(missing_ok=True)
-        return sum(store.forget(case) for store in stores for case in cases)
+                latents_path(kept[0], case, card.latents.autoencoder).unlink(missing_ok=True)
+        return sum(store.forget(case) for store in kept for case in cases)
 
     def training_seconds(self) -> float:
         """How long the training took, all sessions of it together, from the rates in log.jsonl; NaN without a log."""

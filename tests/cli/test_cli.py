@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from cohort import cohort, tree
 
 from meddiff.cli import main
+from meddiff.data.manifest import Manifest
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -87,6 +89,28 @@ def test_the_road_from_a_class_to_pairs_variants_and_a_diagnosis(tmp_path, capsy
     found = json.loads((tmp_path / "d" / "diagnosis.json").read_text())
     assert found["n"] == len((tmp_path / "d" / "probabilities.csv").read_text().splitlines()) - 1
     assert 0 <= found["metrics"]["auroc/lesion"]["value"] <= 1
+
+
+def test_prepare_leaves_nothing_for_training_to_prepare(tmp_path, capsys, config):
+    paired = ["--set", "data.paired=true"]
+    code, said = run(capsys, "prepare", cohort(), config, *paired)
+    assert (code, "8 of 8 cases ready" in said) == (0, True)
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(made) == 3 * 8  # image, label map and record of each
+    assert run(capsys, "train", config, "-o", tmp_path / "run", "--quiet", *paired)[0] == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == made
+
+
+def test_prepare_names_what_cannot_be_read_and_prepares_the_rest(tmp_path, capsys, config):
+    shutil.copytree(cohort().parent, tmp_path / "copy")
+    manifest = tmp_path / "copy" / cohort().name
+    case = Manifest.read(manifest).cases[3]
+    (path,) = Manifest.read(manifest).resolve(case.image[0])
+    path.write_bytes(path.read_bytes()[:-9])
+    code, said = run(capsys, "prepare", manifest, config, "--set", "data.unreadable_limit=0.2")
+    assert (code, "7 of 8 cases ready" in said, case.case in said) == (0, True, True)
+    code, said = run(capsys, "prepare", manifest, config)
+    assert (code, "1 of 8 cases cannot be read, which is more than data.unreadable_limit = 0.01" in said) == (2, True)
 
 
 def test_scan_twice_gives_the_same_bytes(tmp_path, capsys):

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import numpy as np
@@ -6,10 +7,11 @@ import torch
 from cohort import cohort, config
 
 from meddiff.config import Augment
+from meddiff.data.files import _digest
 from meddiff.data.loader import Draw, Images, Steps, fixed, training_loader
 from meddiff.data.manifest import Manifest
 from meddiff.data.store import Store
-from meddiff.errors import ManifestError
+from meddiff.errors import CaseError, ManifestError, RunError
 from meddiff.intensity_config import Window
 
 
@@ -105,6 +107,70 @@ def test_the_store_holds_the_preprocessed_volume_and_makes_it_once(tmp_path):
     store.prepare(manifest, [case])
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "cache").iterdir())] == made
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+
+
+def test_an_array_that_is_not_as_it_was_written_is_made_again(tmp_path, caplog):
+    settings = config(cohort(), tmp_path / "cache").data
+    manifest = Manifest.read(settings.manifest)
+    case = manifest.cases[0]
+    (entry,) = Store(settings).prepare(manifest, [case])
+    (path,), right = (tmp_path / "cache").glob("*.npy"), Store(settings).array(case).copy()
+    content, times = bytearray(path.read_bytes()), path.stat()
+
+    for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:-7], b""):
+        path.write_bytes(damaged)
+        (again,) = Store(settings).prepare(manifest, [case])
+        np.testing.assert_array_equal(Store(settings).array(case), right)
+        assert again.arrays[".npy"].sha256 == entry.arrays[".npy"].sha256
+        assert str(path) in caplog.records[-1].message
+    assert len(caplog.records) == 3
+
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # as a disk may lose a bit: without a trace
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    _digest.cache_clear()
+    Store(settings).prepare(manifest, [case], verify=True)
+    np.testing.assert_array_equal(Store(settings).array(case), right)
+
+
+def test_a_cache_that_was_copied_is_not_made_again(tmp_path):
+    settings = config(cohort(), tmp_path / "cache").data
+    manifest = Manifest.read(settings.manifest)
+    case = manifest.cases[0]
+    Store(settings).prepare(manifest, [case])
+    (path,) = (tmp_path / "cache").glob("*.npy")
+    os.utime(path, ns=(1, 1))
+    made = path.stat().st_ino
+    (entry,) = Store(settings).prepare(manifest, [case])
+    assert path.stat().st_ino == made
+    assert entry.arrays[".npy"].changed_ns == 1
+
+
+def test_a_full_disk_is_told_and_what_was_prepared_stays(tmp_path, monkeypatch):
+    settings = config(cohort(), tmp_path / "cache").data
+    manifest = Manifest.read(settings.manifest)
+    first, second = manifest.cases[:2]
+    Store(settings).prepare(manifest, [first])
+    before = sorted((tmp_path / "cache").iterdir())
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("meddiff.data.store.os.fsync", full)
+        with pytest.raises(RunError, match=r"No space left.*data\.cache"):
+            Store(settings).prepare(manifest, [first, second])
+    assert sorted((tmp_path / "cache").iterdir()) == before
+    assert len(Store(settings).prepare(manifest, [first, second])) == 2
+
+
+def test_a_volume_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    settings = config(cohort(), tmp_path / "cache").data
+    manifest = Manifest.read(settings.manifest)
+    monkeypatch.setattr("meddiff.data.store.available", lambda: 2 * 4 * 24**3 - 1)
+    with pytest.raises(CaseError, match=r"24 x 24 x 24 voxels need .* GiB of memory .* are free"):
+        Store(settings).prepare(manifest, manifest.cases[:1])
+    monkeypatch.setattr("meddiff.data.store.available", lambda: 2 * 4 * 24**3)
+    Store(settings).prepare(manifest, manifest.cases[:1])
 
 
 def test_a_file_that_changed_since_the_scan_is_refused_also_from_the_cache(tmp_path):
