@@ -166,10 +166,12 @@ def test_a_full_disk_is_told_and_what_was_prepared_stays(tmp_path, monkeypatch):
 def test_a_volume_larger_than_memory_is_refused_before_it_is_read(tmp_path, monkeypatch):
     settings = config(cohort(), tmp_path / "cache").data
     manifest = Manifest.read(settings.manifest)
-    monkeypatch.setattr("meddiff.data.store.available", lambda: 2 * 4 * 24**3 - 1)
+    left, front, _ = manifest.cases[0].spacing_mm
+    need = 4 * 24**3 * (1 + left / 15 * front / 15)  # float32, as it is and at 15 mm within axial slices
+    monkeypatch.setattr("meddiff.data.store.available", lambda: need * 0.999)
     with pytest.raises(CaseError, match=r"24 x 24 x 24 voxels need .* GiB of memory .* are free"):
         Store(settings).prepare(manifest, manifest.cases[:1])
-    monkeypatch.setattr("meddiff.data.store.available", lambda: 2 * 4 * 24**3)
+    monkeypatch.setattr("meddiff.data.store.available", lambda: need * 1.001)
     Store(settings).prepare(manifest, manifest.cases[:1])
 
 
