@@ -4,17 +4,21 @@
 
 Patches come as MetaTensors with their affine from our store and from MONAI's PersistentDataset and CacheDataset. The
 benchmark sets the state of the page cache itself: "cold" drops a file's pages before each patch, "warm" reads the file first.
-Ingest is reading a .nii.gz, RAS order, 1 mm, intensity to -1..1. Contenders take turns; ratios of medians, greater is better.
+Ingest is reading a .nii.gz, RAS order, 1 mm, intensity to -1..1; `prepare` is that, and writing it to the store, for several volumes
+at once or one by one. Contenders take turns; ratios of medians, greater is better.
 """
 
 import argparse
 import json
 import os
+import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import nibabel as nib
 import numpy as np
@@ -34,7 +38,7 @@ from meddiff.config import DataConfig
 from meddiff.data.loader import Images
 from meddiff.data.manifest import Manifest, load_image
 from meddiff.data.scan import scan
-from meddiff.data.store import Store
+from meddiff.data.store import MOST_TOGETHER, Store
 from meddiff.data.transforms import preprocessing, to_meta
 from meddiff.intensity_config import Window
 
@@ -137,6 +141,19 @@ def ingest(manifest: Manifest, data: DataConfig, paths: list[Path], rounds: int)
     return result | {"ingest_vs_monai": result["ingest_monai_ms"] / result["ingest_meddiff_ms"]}
 
 
+def preparing(manifest: Manifest, data: DataConfig, rounds: int) -> dict[str, float]:
+    """Milliseconds a volume for the whole of `meddiff prepare`, written and hashed: several at once, and one by one."""
+    times: dict[str, list[float]] = {"together": [], "alone": []}
+    for i in range(rounds + 1):
+        for name, acts in times.items():
+            store = Store(data.model_copy(update={"cache": data.manifest.parent / f"{name}_{i}"}))
+            with mock.patch("meddiff.data.store.MOST_TOGETHER", MOST_TOGETHER if name == "together" else 1):
+                acts.append(seconds(partial(store.prepare, manifest, manifest.cases)) * 1e3 / len(manifest.cases))
+            shutil.rmtree(store.folder)
+    result = {f"prepare_{name}_ms": statistics.median(t[1:]) for name, t in times.items()}
+    return result | {"prepare_together_vs_alone": result["prepare_alone_ms"] / result["prepare_together_ms"]}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 volumes and few rounds")
@@ -155,6 +172,7 @@ def main() -> None:
             cache=folder / "store",
         )  # fmt: skip
         result = ingest(manifest, data, paths, rounds)
+        result |= preparing(manifest, data, rounds // 2)
         entries = Store(data).prepare(manifest, manifest.cases)
         images = Images(manifest, manifest.cases, data, 3, entries)
         crop = RandSpatialCropd(("image",), roi_size=PATCH, random_size=False)
