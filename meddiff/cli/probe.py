@@ -8,6 +8,7 @@ import resource
 import sys
 
 from meddiff.cli import train
+from meddiff.data.memory import exhausted
 from meddiff.engines.measure import Request, measure_sample, measure_step
 from meddiff.engines.trainer import choose_device
 from meddiff.errors import MeddiffError
@@ -32,7 +33,7 @@ def main() -> None:
         print(e, file=sys.stderr)  # noqa: T201
         sys.exit(REFUSED)
     except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and "memory" not in str(e):
+        if not exhausted(e):
             raise
         print(e, file=sys.stderr)  # noqa: T201
         sys.exit(TOO_LARGE)

@@ -1,4 +1,4 @@
-"""How much memory there is."""
+"""How much memory there is, and whether it was too little."""
 
 import os
 from pathlib import Path
@@ -16,3 +16,12 @@ def available() -> int:
     if GROUP.exists() and (limit := GROUP.read_text().strip()).isdigit():
         most.append(int(limit))
     return min(most)
+
+
+def exhausted(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that there was no memory left; torch and MONAI raise a RuntimeError."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "memory" in str(error)):
+            return True
+        error = error.__cause__
+    return False

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from meddiff.config import DataConfig
 from meddiff.data.files import digest_file
 from meddiff.data.manifest import Case, Manifest, load_image, load_label
-from meddiff.data.memory import available
+from meddiff.data.memory import available, exhausted
 from meddiff.data.transforms import AXES, intensity_record, placing, preprocessing, spacing_by_axis, to_meta
 from meddiff.errors import CaseError, GeometryError, ImageError, ManifestError, MeddiffError, RunError
 from meddiff.imaging.geometry import LETTERS, Geometry
@@ -114,6 +114,10 @@ class Store:
                 return self._entry(manifest, case, verify)
             except (ImageError, GeometryError, ManifestError) as e:
                 raise CaseError(_named(case, e), case.case) from e
+            except (MemoryError, RuntimeError) as e:
+                if not exhausted(e):
+                    raise
+                raise CaseError(self._too_large(case), case.case) from e
 
         with ThreadPoolExecutor(self._together(cases)) as pool:
             for case, entry in zip(cases, pool.map(one, cases), strict=True):
@@ -169,13 +173,15 @@ class Store:
 
     def _refuse_larger_than_memory(self, case: Case) -> None:
         """ManifestError where not even one copy in each grid finds room."""
-        need, free = self._bytes(case), available()
-        if need > free:
-            size = " x ".join(map(str, case.shape))
-            raise ManifestError(
-                f"{case.case}: its {size} voxels need {need / 2**30:.1f} GiB of memory at the least, {free / 2**30:.1f} GiB are "
-                "free. Free some, prepare it on a larger machine, set a coarser data.spacing_mm, or remove the case."
-            )
+        if self._bytes(case) > available():
+            raise ManifestError(self._too_large(case))
+
+    def _too_large(self, case: Case) -> str:
+        size, need, free = " x ".join(map(str, case.shape)), self._bytes(case) / 2**30, available() / 2**30
+        return (
+            f"{case.case}: its {size} voxels need {need:.1f} GiB of memory at the least, {free:.1f} GiB are free. Free some, "
+            "prepare it on a larger machine, set a coarser data.spacing_mm, or remove the case."
+        )
 
     def _stamp(self, manifest: Manifest, case: Case) -> tuple[tuple[int, int], ...]:
         paths = manifest.resolve(case.source(self.data.modality))

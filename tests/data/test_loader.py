@@ -175,6 +175,28 @@ def test_a_volume_larger_than_memory_is_refused_before_it_is_read(tmp_path, monk
     Store(settings).prepare(manifest, manifest.cases[:1])
 
 
+def test_memory_that_runs_out_is_told_and_any_other_failure_is_not_taken_for_it(tmp_path, monkeypatch):
+    settings = config(cohort(), tmp_path / "cache").data
+    manifest, store = Manifest.read(settings.manifest), Store(settings)
+
+    def fails(error):
+        def act(_):
+            try:
+                raise error
+            except Exception as e:
+                raise RuntimeError("applying transform") from e
+
+        monkeypatch.setattr(store, "compose", act)
+
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")):
+        fails(error)
+        with pytest.raises(CaseError, match="24 x 24 x 24 voxels need"):
+            store.prepare(manifest, manifest.cases[:1])
+    fails(RuntimeError("of our own"))
+    with pytest.raises(RuntimeError, match="applying"):
+        store.prepare(manifest, manifest.cases[:1])
+
+
 def test_a_file_that_changed_since_the_scan_is_refused_also_from_the_cache(tmp_path):
     settings = config(cohort(patients=4), tmp_path / "cache").data
     manifest = Manifest.read(settings.manifest)
