@@ -1,9 +1,9 @@
-"""Random 96 x 96 x 96 patches of volumes of 256 x 256 x 160, and what it takes to prepare a volume, against MONAI.
+"""Random 96 x 96 x 96 patches and axial slices of volumes of 256 x 256 x 160, and what it takes to prepare one, against MONAI.
 
     python scripts/bench_data.py [--quick] [--json FILE]
 
-Patches come as MetaTensors with their affine from our store and from MONAI's PersistentDataset and CacheDataset. The
-benchmark sets the state of the page cache itself: "cold" drops a file's pages before each patch, "warm" reads the file first.
+Patches and slices come as MetaTensors with their affine from our store and from MONAI's PersistentDataset and CacheDataset. The
+benchmark sets the state of the page cache itself: "cold" drops the files' pages before each, "warm" reads the files first.
 Ingest is reading a .nii.gz, RAS order, 1 mm, intensity to -1..1; `prepare` is that, and writing it to the store, for several volumes
 at once or one by one. Contenders take turns; ratios of medians, greater is better.
 """
@@ -42,7 +42,7 @@ from meddiff.data.store import MOST_TOGETHER, Store
 from meddiff.data.transforms import preprocessing, to_meta
 from meddiff.intensity_config import Window
 
-SHAPE, SPACING_MM, PATCH = (256, 256, 160), (1.0, 1.0, 1.2), (96, 96, 96)
+SHAPE, SPACING_MM, PATCH, SLICE = (256, 256, 160), (1.0, 1.0, 1.2), (96, 96, 96), (256, 256)
 
 
 def volumes(folder: Path, count: int) -> list[Path]:
@@ -93,35 +93,52 @@ def seconds(act: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def patches(
-    images: Images, peers: dict[str, Dataset], store: list[Path], persistent: list[Path], rounds: int
+def patch(images: Images, index: int, seed: int) -> MetaTensor:
+    """A random patch of a volume."""
+    case = images.items[index].case
+    start = images.place(images.store.array(images.cases[case]), seed)
+    affine = np.array(images.entries[case].affine)
+    affine[:3, 3] += affine[:3, :3] @ start
+    found = MetaTensor(images.image(index, seed)["image"], affine=torch.from_numpy(affine))
+    assert found.shape == (1, *PATCH)
+    return found
+
+
+def axial(images: Images, index: int, seed: int) -> MetaTensor:
+    """A slice of a volume."""
+    item = images.items[index]
+    affine = np.array(images.entries[item.case].affine)
+    affine[:3, 3] += affine[:3, 2] * item.slice
+    found = MetaTensor(images.image(index, seed)["image"], affine=torch.from_numpy(affine))
+    assert found.shape == (1, *SLICE)
+    return found
+
+
+def reads(
+    what: str,
+    act: Callable[[Images, int, int], MetaTensor],
+    images: Images,
+    peers: dict[str, Dataset],
+    persistent: list[Path],
+    rounds: int,
 ) -> dict[str, float]:
-    """Milliseconds for a patch, cold and warm."""
-    counter = iter(range(10**9))
-
-    def ours() -> MetaTensor:
-        index, seed = next(counter) % len(images), next(counter)
-        case = images.items[index].case
-        start = images.place(images.store.array(images.cases[case]), seed)
-        affine = np.array(images.entries[case].affine)
-        affine[:3, 3] += affine[:3, :3] @ start
-        patch = MetaTensor(images.image(index, seed)["image"], affine=torch.from_numpy(affine))
-        assert patch.shape == (1, *PATCH)
-        return patch
-
-    contenders: dict[str, Callable[[], object]] = {"meddiff": ours}
+    """Milliseconds for a patch or a slice, cold and warm."""
+    rng = np.random.default_rng(0)
+    contenders: dict[str, Callable[[], object]] = {
+        "meddiff": lambda: act(images, int(rng.integers(len(images))), int(rng.integers(1 << 30)))
+    }
     for name, dataset in peers.items():
-        contenders[name] = lambda dataset=dataset: dataset[next(counter) % len(dataset)]["image"]
-    result = {}
+        contenders[name] = lambda dataset=dataset: dataset[int(rng.integers(len(dataset)))]["image"]
+    result, store = {}, [images.store.folder / f"{images.store.key(case)}.npy" for case in images.cases]
     for state, prepare in (("cold", evict), ("warm", warm)):
         times: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in range(rounds + 1):
-            for name, act in contenders.items():
+            for name, take in contenders.items():
                 prepare(store if name == "meddiff" else persistent)
-                times[name].append(seconds(act) * 1e3)
-        result |= {f"patch_{state}_{name}_ms": statistics.median(t[1:]) for name, t in times.items()}
-        result[f"patches_{state}_vs_persistent"] = (
-            result[f"patch_{state}_persistent_ms"] / result[f"patch_{state}_meddiff_ms"]
+                times[name].append(seconds(take) * 1e3)
+        result |= {f"{what}_{state}_{name}_ms": statistics.median(t[1:]) for name, t in times.items()}
+        result[f"{what}_{state}_vs_persistent"] = (
+            result[f"{what}_{state}_persistent_ms"] / result[f"{what}_{state}_meddiff_ms"]
         )
     return result
 
@@ -173,20 +190,19 @@ def main() -> None:
         )  # fmt: skip
         result = ingest(manifest, data, paths, rounds)
         result |= preparing(manifest, data, rounds // 2)
-        entries = Store(data).prepare(manifest, manifest.cases)
-        images = Images(manifest, manifest.cases, data, 3, entries)
-        crop = RandSpatialCropd(("image",), roi_size=PATCH, random_size=False)
         files = [{"image": str(path)} for path in paths]
-        (folder / "persistent").mkdir()
-        peers = {
-            "persistent": PersistentDataset(files, monai_compose(crop), cache_dir=folder / "persistent"),
-            "cache": CacheDataset(files, monai_compose(crop), progress=False),
-        }
-        for peer in peers.values():
-            for i in range(count):
-                peer[i]
-        store = list((folder / "store").glob("*.npy"))
-        result |= patches(images, peers, store, list((folder / "persistent").glob("*.pt")), rounds)
+        for what, act, size, roi in (("patches", patch, PATCH, PATCH), ("slices", axial, SLICE, (*SLICE, 1))):
+            own = data.model_copy(update={"size": size})
+            images = Images(manifest, manifest.cases, own, len(size), Store(own).prepare(manifest, manifest.cases))
+            crop = RandSpatialCropd(("image",), roi_size=roi, random_size=False)
+            peers = {
+                "persistent": PersistentDataset(files, monai_compose(crop), cache_dir=folder / f"persistent_{what}"),
+                "cache": CacheDataset(files, monai_compose(crop), progress=False),
+            }
+            for peer in peers.values():
+                for i in range(count):
+                    peer[i]
+            result |= reads(what, act, images, peers, list((folder / f"persistent_{what}").glob("*.pt")), rounds)
     for key, value in result.items():
         print(f"{key:32} {value:10.2f}")
     if options.json:

@@ -86,7 +86,7 @@ class LatentImages(Dataset):
         if not self.images.random_crop:
             return centred(room, self.size)
         array = self.images.store.array(case)
-        whole = array if at is None else array.take(at, axis=AXES[self.data.axis])
+        whole = array if at is None else self.images.plane(array, at)
         return [max(a, 0) // self.factor for a in self.images.place(whole, seed)]
 
     def path(self, case: Case) -> Path:

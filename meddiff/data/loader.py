@@ -132,11 +132,15 @@ class Images(Dataset):
         if self.given is not None:
             arrays["given"] = self.given.array(case)
         if item.slice is not None:
-            arrays = {name: array.take(item.slice, axis=AXES[self.data.axis]) for name, array in arrays.items()}
+            arrays = {name: self.plane(array, item.slice) for name, array in arrays.items()}
         whole = arrays["image"]
         start = self.place(whole, seed) if self.random_crop else centred(whole.shape, self.data.size)
         maps = {name: cut(array, self.data.size, start, OUTSIDE[name]) for name, array in arrays.items()}
         return maps | {name: values[item.case] for name, values in self.told.items()}
+
+    def plane(self, array: np.ndarray, number: int) -> np.ndarray:
+        """A slice of a volume, a view."""
+        return np.moveaxis(array, AXES[self.data.axis], 0)[number]
 
     def place(self, array: np.ndarray, seed: int) -> list[int]:
         """Where a random patch begins, drawn again while it holds too little foreground."""
@@ -161,7 +165,7 @@ def cut(array: np.ndarray, size: Sequence[int], start: Sequence[int], outside: f
     """`size` voxels from `start`, (1, *size) float32; what lies outside of the array is `outside`."""
     inside = tuple(slice(max(a, 0), max(a + s, 0)) for a, s in zip(start, size, strict=True))
     found = array[inside]
-    read_ahead(array, found)
+    read_ahead(found)
     values = torch.from_numpy(found)  # whose conversion is 3 times as fast as numpy's
     if found.shape == tuple(size):
         return values.to(torch.float32, copy=True, memory_format=torch.contiguous_format)[None]

@@ -1,8 +1,9 @@
-"""Preprocessed volumes on disk, read by slice or patch without decoding the rest.
+"""Preprocessed volumes on disk, read by slice or patch without touching the rest.
 
 One `.npy` (float16, memory-mapped), one `.json` (grid, intensity record, foreground) and, for tasks with labels, one
-`.label.npy` (uint8) per case. The name is a hash of the preprocessing settings and of the source's bytes, so that a changed
-setting or scan can never meet a stale entry. The record holds the SHA-256 of the arrays: what is not as it was written is made again.
+`.label.npy` (uint8) per case. In a store for slices their axis comes first on the disk, so that each lies in one piece. The
+name is a hash of the preprocessing settings and of the source's bytes, so that a changed setting or scan can never meet a
+stale entry. The record holds the SHA-256 of the arrays: what is not as it was written is made again.
 """
 
 import hashlib
@@ -32,6 +33,7 @@ log = logging.getLogger(__name__)
 FORMAT = 3  # raise it when the preprocessing changes what it computes
 MOST_TOGETHER = 8  # cases that are prepared at once
 COPIES = 4  # of an image in its own grid and in the model's, float32: room that preparing it is given; 1.7 to 2.7 were measured
+TOGETHER_BYTES = 1 << 20  # of an array that are read ahead in one piece, also where only a part of them is asked for
 BACKGROUND = -0.9  # model units; a voxel above it is foreground
 
 
@@ -84,8 +86,9 @@ class Store:
         self.data, self.labels = data, tuple(labels)
         self.folder = data.cache or default_cache()
         self.compose = preprocessing(data)
+        self.first = AXES[data.axis] if len(data.size) == 2 else 0  # the axis that lies first on the disk
         fields = {"spacing_mm", "axis", "intensity", "modality"}
-        self.settings = {"format": FORMAT, **data.model_dump(mode="json", include=fields)}
+        self.settings = {"format": FORMAT, "first": self.first, **data.model_dump(mode="json", include=fields)}
 
     def key(self, case: Case) -> str:
         """The name of a case's entry."""
@@ -197,7 +200,7 @@ class Store:
 
     def _read(self, case: Case, suffix: str) -> np.ndarray:
         try:
-            return open_array(self._path(case, suffix))
+            return np.moveaxis(open_array(self._path(case, suffix)), 0, self.first)
         except ManifestError as e:
             raise CaseError(f"{case.case}: {e}", case.case) from e
 
@@ -226,7 +229,7 @@ class Store:
         if self.labels:
             arrays[".label.npy"] = self._label(manifest, case)
         for suffix, values in arrays.items():
-            write_array(self._path(case, suffix), values)
+            write_array(self._path(case, suffix), np.ascontiguousarray(np.moveaxis(values, self.first, 0)))
         entry = Entry(
             shape=array.shape,
             affine=tuple(map(tuple, np.asarray(image.affine, dtype=float).tolist())),
@@ -305,16 +308,22 @@ def open_array(path: Path) -> np.ndarray:
         ) from e
 
 
-def read_ahead(array: np.ndarray, part: np.ndarray) -> None:
+def read_ahead(part: np.ndarray) -> None:
     """Tell the system which view of an array of the cache is read next, so that it is fetched at once and not page by page."""
-    if not isinstance(array.base, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED") or not part.size:  # Windows has none
+    whole = part
+    while isinstance(whole.base, np.ndarray):
+        whole = whole.base
+    if not isinstance(whole.base, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED") or not part.size:  # Windows has none
         return
-    within = array.offset % mmap.ALLOCATIONGRANULARITY
-    first = part.ctypes.data - array.ctypes.data + within
-    reach = part.itemsize + sum((n - 1) * s for n, s in zip(part.shape[1:], part.strides[1:], strict=True))
-    for begins in range(first, first + part.shape[0] * part.strides[0], part.strides[0]):
+    within = whole.offset % mmap.ALLOCATIONGRANULARITY
+    first = part.ctypes.data - whole.ctypes.data + within
+    (apart, planes), *rest = sorted(zip(part.strides, part.shape, strict=True), reverse=True)
+    reach = part.itemsize + sum((n - 1) * stride for stride, n in rest)
+    if apart * planes <= TOGETHER_BYTES:
+        planes, reach = 1, apart * (planes - 1) + reach
+    for begins in range(first, first + planes * apart, apart):
         page = begins - begins % mmap.PAGESIZE
-        array.base.madvise(mmap.MADV_WILLNEED, page, begins + reach - page)
+        whole.base.madvise(mmap.MADV_WILLNEED, page, begins + reach - page)
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

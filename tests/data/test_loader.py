@@ -8,9 +8,10 @@ from cohort import cohort, config
 
 from meddiff.config import Augment
 from meddiff.data.files import _digest
-from meddiff.data.loader import Draw, Images, Steps, fixed, training_loader
+from meddiff.data.loader import Draw, Images, Steps, centred, fixed, training_loader
 from meddiff.data.manifest import Manifest
 from meddiff.data.store import Store
+from meddiff.data.transforms import AXES
 from meddiff.errors import CaseError, ManifestError, RunError
 from meddiff.intensity_config import Window
 
@@ -107,6 +108,26 @@ def test_the_store_holds_the_preprocessed_volume_and_makes_it_once(tmp_path):
     store.prepare(manifest, [case])
     assert [p.stat().st_mtime_ns for p in sorted((tmp_path / "cache").iterdir())] == made
     assert (tmp_path / "cache").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("axis", ["sagittal", "coronal", "axial"])
+def test_a_slice_lies_in_one_piece_and_is_that_of_the_volume(tmp_path, axis):
+    volumes = config(cohort(), tmp_path / "cache", dims=3).data
+    manifest = Manifest.read(volumes.manifest)
+    cases = manifest.split("train")[:1]
+    Store(volumes).prepare(manifest, cases)
+    whole = Store(volumes).array(cases[0])
+    assert whole.flags.c_contiguous
+    some = images(tmp_path, spacing_mm=volumes.spacing_mm, axis=axis, min_foreground=0, size=(8, 6))
+    array = some.store.array(cases[0])
+    np.testing.assert_array_equal(array, whole)
+    plane = some.plane(array, 5)
+    assert plane.flags.c_contiguous
+    np.testing.assert_array_equal(plane, whole.take(5, axis=AXES[axis]))
+    item = next(i for i, one in enumerate(some.items) if some.cases[one.case] == cases[0] and one.slice == 5)
+    start = centred(plane.shape, (8, 6))
+    middle = plane[start[0] : start[0] + 8, start[1] : start[1] + 6].astype(np.float32)
+    np.testing.assert_array_equal(some.image(item, 0)["image"][0].numpy(), middle)
 
 
 def test_an_array_that_is_not_as_it_was_written_is_made_again(tmp_path, caplog):
