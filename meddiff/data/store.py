@@ -13,7 +13,7 @@ import math
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -316,14 +316,21 @@ def read_ahead(part: np.ndarray) -> None:
     if not isinstance(whole.base, mmap.mmap) or not hasattr(mmap, "MADV_WILLNEED") or not part.size:  # Windows has none
         return
     within = whole.offset % mmap.ALLOCATIONGRANULARITY
-    first = part.ctypes.data - whole.ctypes.data + within
+    for begin, end in pieces(part, whole):
+        page = (begin + within) - (begin + within) % mmap.PAGESIZE
+        whole.base.madvise(mmap.MADV_WILLNEED, page, end + within - page)
+
+
+def pieces(part: np.ndarray, whole: np.ndarray) -> Iterator[tuple[int, int]]:
+    """The bytes of `whole` that a view of it, not empty, lies in: one piece, or one for each of its planes where they lie far apart."""
+    first = part.ctypes.data - whole.ctypes.data
     (apart, planes), *rest = sorted(zip(part.strides, part.shape, strict=True), reverse=True)
     reach = part.itemsize + sum((n - 1) * stride for stride, n in rest)
-    if apart * planes <= TOGETHER_BYTES:
-        planes, reach = 1, apart * (planes - 1) + reach
-    for begins in range(first, first + planes * apart, apart):
-        page = begins - begins % mmap.PAGESIZE
-        whole.base.madvise(mmap.MADV_WILLNEED, page, begins + reach - page)
+    if (planes - 1) * apart + reach <= TOGETHER_BYTES:
+        yield first, first + (planes - 1) * apart + reach
+        return
+    for plane in range(planes):
+        yield first + plane * apart, first + plane * apart + reach
 
 
 def write_array(path: Path, array: np.ndarray) -> None:

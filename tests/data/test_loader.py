@@ -10,7 +10,7 @@ from meddiff.config import Augment
 from meddiff.data.files import _digest
 from meddiff.data.loader import Draw, Images, Steps, centred, fixed, training_loader
 from meddiff.data.manifest import Manifest
-from meddiff.data.store import Store
+from meddiff.data.store import Store, pieces
 from meddiff.data.transforms import AXES
 from meddiff.errors import CaseError, ManifestError, RunError
 from meddiff.intensity_config import Window
@@ -128,6 +128,21 @@ def test_a_slice_lies_in_one_piece_and_is_that_of_the_volume(tmp_path, axis):
     start = centred(plane.shape, (8, 6))
     middle = plane[start[0] : start[0] + 8, start[1] : start[1] + 6].astype(np.float32)
     np.testing.assert_array_equal(some.image(item, 0)["image"][0].numpy(), middle)
+
+
+@pytest.mark.parametrize("together", [0, 1 << 20])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_what_is_read_ahead_holds_all_of_a_patch_and_lies_within_the_array(monkeypatch, together, axis):
+    monkeypatch.setattr("meddiff.data.store.TOGETHER_BYTES", together)
+    whole = np.arange(7 * 9 * 11, dtype=np.float16).reshape(7, 9, 11)
+    array = np.moveaxis(whole, 0, axis)
+    for part in (array[2:5, 1:4, 3:5], array[4:6, 2], array[:1, :1, :1], array):
+        found = list(pieces(part, whole))
+        assert all(0 <= begin < end <= whole.nbytes for begin, end in found)
+        flat = whole.reshape(-1)
+        held = {value for begin, end in found for value in flat[begin // 2 : end // 2].tolist()}
+        assert held >= set(part.reshape(-1).tolist())
+        assert len(found) == (1 if together else max(zip(part.strides, part.shape, strict=True))[1])
 
 
 def test_an_array_that_is_not_as_it_was_written_is_made_again(tmp_path, caplog):
