@@ -175,7 +175,7 @@ def main() -> None:
         for name, figures in timed(rows):
             found[name] = figures
             row = ", ".join(f"{metric} {value:.4g}" for metric, value in figures.items())
-            tell.print(f"{name}: {row}", highlight=False)
+            tell.print(f"{name}: {row}", highlight=False, soft_wrap=True)
             (given.output / "evaluations.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     except MeddiffError as e:
         parser.error(str(e))
