@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from meddiff.data.arrays import open_array, write_array
 from meddiff.data.loader import OUTSIDE, Draw, Images, centred, readable
 from meddiff.data.manifest import Case
-from meddiff.data.store import Store, open_array, write_array
+from meddiff.data.store import Store
 from meddiff.data.transforms import AXES
 from meddiff.errors import CaseError, ConfigError, ManifestError
 from meddiff.seeds import generator

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from meddiff.config import DataConfig
+from meddiff.data.arrays import read_ahead
 from meddiff.data.manifest import Case, Manifest
-from meddiff.data.store import BACKGROUND, Entry, Store, read_ahead
+from meddiff.data.store import BACKGROUND, Entry, Store
 from meddiff.data.transforms import AXES, augmentation
 from meddiff.errors import CaseError, ManifestError
 from meddiff.seeds import derive

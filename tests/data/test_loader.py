@@ -7,10 +7,11 @@ import torch
 from cohort import cohort, config
 
 from meddiff.config import Augment
+from meddiff.data.arrays import pieces
 from meddiff.data.files import _digest
 from meddiff.data.loader import Draw, Images, Steps, centred, fixed, training_loader
 from meddiff.data.manifest import Manifest
-from meddiff.data.store import Store, pieces
+from meddiff.data.store import Store
 from meddiff.data.transforms import AXES
 from meddiff.errors import CaseError, ManifestError, RunError
 from meddiff.intensity_config import Window
@@ -133,7 +134,7 @@ def test_a_slice_lies_in_one_piece_and_is_that_of_the_volume(tmp_path, axis):
 @pytest.mark.parametrize("together", [0, 1 << 20])
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_what_is_read_ahead_holds_all_of_a_patch_and_lies_within_the_array(monkeypatch, together, axis):
-    monkeypatch.setattr("meddiff.data.store.TOGETHER_BYTES", together)
+    monkeypatch.setattr("meddiff.data.arrays.TOGETHER_BYTES", together)
     whole = np.arange(7 * 9 * 11, dtype=np.float16).reshape(7, 9, 11)
     array = np.moveaxis(whole, 0, axis)
     for part in (array[2:5, 1:4, 3:5], array[4:6, 2], array[:1, :1, :1], array):
@@ -192,7 +193,7 @@ def test_a_full_disk_is_told_and_what_was_prepared_stays(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("meddiff.data.store.os.fsync", full)
+        patch.setattr("meddiff.data.arrays.os.fsync", full)
         with pytest.raises(RunError, match=r"No space left.*data\.cache"):
             Store(settings).prepare(manifest, [first, second])
     assert sorted((tmp_path / "cache").iterdir()) == before

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 
 from meddiff.config_file import load_config
+from meddiff.data.arrays import open_array
 from meddiff.data.inputs import find_scans
 from meddiff.data.manifest import Manifest
 from meddiff.data.medmnist import open_array as open_row
 from meddiff.data.scan import scan, write_scan
-from meddiff.data.store import open_array
 from meddiff.engines.checkpoint import load_checkpoint
 from meddiff.engines.run import Run
 from meddiff.errors import MeddiffError
